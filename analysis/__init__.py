@@ -1,0 +1,67 @@
+"""Questions to a lake: statistics per tag, rankings of neurons, top tokens, probes, pictures.
+
+Names are imported when first used, so that a question needs only the libraries it uses. Nothing here imports a model
+library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neuronlake.analysis.features import FeatureSet
+    from neuronlake.analysis.figures import layer_tag_heatmap
+    from neuronlake.analysis.labels import LabelVector, Split, split_documents, token_labels
+    from neuronlake.analysis.neuron import neuron_name, parse_neuron
+    from neuronlake.analysis.probes import ProbeResult, probe
+    from neuronlake.analysis.queries import top_tokens
+    from neuronlake.analysis.rankers import RANKERS, Ranker, rank, score
+    from neuronlake.analysis.significance import benjamini_hochberg
+    from neuronlake.analysis.source import LakeSource
+    from neuronlake.analysis.statistics import compute_statistics
+
+__all__ = [
+    "RANKERS",
+    "FeatureSet",
+    "LabelVector",
+    "LakeSource",
+    "ProbeResult",
+    "Ranker",
+    "Split",
+    "benjamini_hochberg",
+    "compute_statistics",
+    "layer_tag_heatmap",
+    "neuron_name",
+    "parse_neuron",
+    "probe",
+    "rank",
+    "score",
+    "split_documents",
+    "token_labels",
+    "top_tokens",
+]
+
+_HOMES = {
+    "features": ("FeatureSet",),
+    "figures": ("layer_tag_heatmap",),
+    "labels": ("LabelVector", "Split", "split_documents", "token_labels"),
+    "neuron": ("neuron_name", "parse_neuron"),
+    "probes": ("ProbeResult", "probe"),
+    "queries": ("top_tokens",),
+    "rankers": ("RANKERS", "Ranker", "rank", "score"),
+    "significance": ("benjamini_hochberg",),
+    "source": ("LakeSource",),
+    "statistics": ("compute_statistics",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOME_OF[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,144 @@
+"""Statistics of one column of the lake: one inner chunk's neurons of one layer, over all blocks.
+
+A column is the unit of parallel work. Every block's chunk is decoded once for the moments and, while it is at hand, for
+its keys; only a column with more tokens than a segment is decoded twice. Memory is that of one segment and the count
+tables of c neurons, however many blocks there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.analysis.labels import LabelVector
+from neuronlake.analysis.moments import Moments, chunk_moments, combine_moments
+from neuronlake.analysis.ranksum import RankSums, auroc_error_of, auroc_of, order_keys, plan_segments
+from neuronlake.analysis.source import LakeSource
+from neuronlake.store.encodings import get_encoding
+
+_KEY_BYTES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """Statistics of the neurons ``first_neuron …`` of one layer."""
+
+    layer: int
+    first_neuron: int
+    moments: Moments
+    auroc: NDArray[np.float64] | None
+    """(tags, neurons)."""
+    auroc_error: NDArray[np.float64] | None
+    """Upper bound of the AUROC's error, (tags, neurons); None where AUROC is exact."""
+
+
+def column_statistics(
+    source: LakeSource,
+    labels: LabelVector,
+    *,
+    layer: int,
+    chunk: int,
+    site: str,
+    auroc: bool,
+    segment_bytes: int,
+) -> Column:
+    """Moments and, if asked for, AUROC of one column.
+
+    Parameters
+    ----------
+    source, labels
+        The lake and its labelled rows; at least one row is labelled, and for AUROC at least two tags.
+    layer, chunk, site
+        Which column.
+    segment_bytes
+        Bytes of keys held at once.
+    """
+    reader = _ColumnReader(source, labels, layer=layer, chunk=chunk, site=site)
+    if not auroc:
+        for position in reader.positions:
+            reader.read(position)
+            reader.add_moments(position)
+        return reader.column(None)
+    segments = plan_segments(
+        [len(reader.rows[position]) for position in reader.positions],
+        row_bytes=reader.width * _KEY_BYTES,
+        segment_bytes=segment_bytes,
+    )
+    sums = RankSums(neurons=reader.width, tags=len(labels.tags), exact=get_encoding(source.encoding).itemsize == 2)
+    if len(segments) == 1:
+        sums.one(*reader.keys(segments[0], with_moments=True))
+        return reader.column(sums)
+    for segment in segments:
+        sums.count(reader.keys(segment, with_moments=True)[0])
+    sums.close()
+    for segment in segments:
+        sums.add(*reader.keys(segment, with_moments=False))
+    return reader.column(sums)
+
+
+class _ColumnReader:
+    """Decodes a column's chunks into one reused buffer and gathers what is computed from them."""
+
+    def __init__(self, source: LakeSource, labels: LabelVector, *, layer: int, chunk: int, site: str):
+        self._source, self._labels = source, labels
+        self._layer, self._chunk, self._site = layer, chunk, site
+        self._exact = get_encoding(source.encoding).itemsize == 2
+        self._first = chunk * source.chunk_neurons
+        self.width = min(source.chunk_neurons, source.neurons - self._first)
+        stored = get_encoding(source.encoding).stored
+        # Always the full chunk: its C order lets the kernels' inner loops vectorise, also at the layer's edge.
+        self._codes: NDArray[Any] = np.empty((source.block_rows, source.chunk_neurons), dtype=stored)
+        self._keys = np.empty(0, dtype=np.uint16)
+        self._moments: Moments | None = None
+        rows = [np.flatnonzero(labels.block(position) >= 0) for position in range(len(labels.blocks))]
+        self.positions = [position for position, chosen in enumerate(rows) if chosen.size]
+        """Blocks with labelled rows; the others are not read."""
+        self.rows = rows
+
+    def read(self, position: int) -> None:
+        """Decode the chunk of one block."""
+        block = self._labels.blocks[position]
+        self._source.read_codes(layer=self._layer, block=block, chunk=self._chunk, out=self._codes, site=self._site)
+
+    def add_moments(self, position: int) -> None:
+        """Add the moments of the chunk just decoded."""
+        found = chunk_moments(
+            self._codes,
+            self._labels.block(position),
+            tags=len(self._labels.tags),
+            width=self.width,
+            encoding=self._source.encoding,
+        )
+        self._moments = found if self._moments is None else combine_moments(self._moments, found)
+
+    def keys(self, segment: Sequence[int], *, with_moments: bool) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
+        """Decode a segment: keys uint16 (width, tokens) in a reused buffer, and their labels int16 (tokens,)."""
+        positions = [self.positions[index] for index in segment]
+        tokens = sum(len(self.rows[position]) for position in positions)
+        if self._keys.size < tokens * self.width:
+            self._keys = np.empty(tokens * self.width, dtype=np.uint16)
+        keys = self._keys[: tokens * self.width].reshape(self.width, tokens)
+        offset = 0
+        for position in positions:
+            self.read(position)
+            if with_moments:
+                self.add_moments(position)
+            order_keys(self._codes, self.rows[position], keys, offset)
+            offset += len(self.rows[position])
+        labels = np.concatenate([self._labels.block(position)[self.rows[position]] for position in positions])
+        return keys, labels
+
+    def column(self, sums: RankSums | None) -> Column:
+        """Return what was gathered."""
+        if self._moments is None:
+            raise AssertionError("a label vector has labelled rows")
+        count = self._moments.count[:, 0]
+        return Column(
+            layer=self._layer,
+            first_neuron=self._first,
+            moments=self._moments,
+            auroc=None if sums is None else auroc_of(sums.ranks, count),
+            auroc_error=None if sums is None or self._exact else auroc_error_of(sums.ties, count),
+        )

@@ -1,0 +1,60 @@
+"""Run independent pieces of work with Dask, by default on one thread per core."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import dask
+from dask.callbacks import Callback
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from neuronlake.analysis.source import usable_cpus
+
+_Result = TypeVar("_Result")
+Progress = Callable[[int, int], None]
+"""Called with (pieces done, pieces in all) after every piece."""
+
+
+def run_all(
+    work: Callable[..., _Result],
+    arguments: Sequence[Mapping[str, Any]],
+    *,
+    scheduler: Any = None,
+    blas: bool = False,
+    progress: Progress | None = None,
+) -> list[_Result]:
+    """Return ``[work(**kwargs) for kwargs in arguments]``, computed in parallel.
+
+    Threads suit: decompression, the compiled kernels and BLAS all release the GIL.
+
+    Parameters
+    ----------
+    scheduler
+        Anything ``dask.compute`` takes; None means threads.
+    blas
+        The work calls BLAS: its threads are limited so that they and Dask's do not outnumber the cores.
+    progress
+        Only local schedulers report.
+    """
+    # One object by reference and small arguments: Dask need not look into the lake nor hash it.
+    task = dask.delayed(work, name=f"neuronlake-{uuid4()}", pure=False, traverse=False)
+    tasks = [task(**kwargs) for kwargs in arguments]
+    if scheduler is None:
+        scheduler = "threads"
+    done = 0
+
+    def report(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(min(done, len(tasks)), len(tasks))
+
+    cpus = usable_cpus()
+    options = {"num_workers": cpus} if scheduler == "threads" else {}
+    with ExitStack() as stack:
+        if progress is not None:
+            stack.enter_context(Callback(posttask=report))
+        if blas:
+            stack.enter_context(threadpool_limits(max(1, cpus // max(1, len(tasks))), user_api="blas"))
+        return list(dask.compute(*tasks, scheduler=scheduler, optimize_graph=False, **options))

@@ -1,0 +1,103 @@
+"""What the analysis needs of a lake, as a protocol: `neuronlake.store.Lake` fits, and so does anything held in memory."""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.store.errors import InputError
+
+DEFAULT_SITE = "mlp.post"
+_VERSIONED = ("neuronlake", "numpy", "numba", "scipy", "scikit-learn", "dask", "xarray")
+
+
+class LakeSource(Protocol):
+    """The reading side of a lake. Methods must be safe to call from several threads."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Stored layers."""
+
+    @property
+    def neurons(self) -> int:
+        """Neurons per layer."""
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block."""
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        """Committed blocks, ascending."""
+
+    @property
+    def chunk_neurons(self) -> int:
+        """Neurons of an inner chunk."""
+
+    @property
+    def encoding(self) -> str:
+        """``float32``, ``float16`` or ``bfloat16``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the stored values."""
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns that `tokens` takes as labels."""
+
+    def read_codes(self, *, layer: int, block: int, chunk: int, out: NDArray[Any], site: str) -> NDArray[Any]:
+        """Decode one inner chunk into `out`: stored dtype (block rows, chunk neurons), C order."""
+
+    def read_block(
+        self, *, layer: int, block: int, neurons: Sequence[int] | NDArray[Any] | None, site: str
+    ) -> NDArray[np.float32]:
+        """Return float32 (block rows, neurons), rows in order."""
+
+    def tokens(self, labels: Sequence[str] = (), blocks: Sequence[int] | None = None) -> Any:
+        """Return the token table (pyarrow) of the committed blocks, one line per row, padding included."""
+
+    def words(self, columns: Sequence[str] | None = None) -> Any:
+        """Return the word table (pyarrow) of the committed blocks."""
+
+    def sentences(self) -> Any:
+        """Return the sentence table (pyarrow) of the committed blocks."""
+
+
+def choose_layers(source: LakeSource, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the layers asked for, ascending, or all of them.
+
+    Raises
+    ------
+    InputError
+        When one is not stored, or none is chosen.
+    """
+    if layers is None:
+        return tuple(source.layers)
+    for layer in layers:
+        if layer not in source.layers:
+            raise InputError(f"no layer {layer}: stored are {', '.join(map(str, source.layers))}")
+    if not layers:
+        raise InputError(f"no layer chosen: stored are {', '.join(map(str, source.layers))}")
+    return tuple(sorted(set(layers)))
+
+
+def usable_cpus() -> int:
+    """Cores this process may run on (a container's share, where the system tells)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that computes a result, to be recorded with it."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a source tree on the path, not installed
+            found[name] = "unknown"
+    return found

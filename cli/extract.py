@@ -1,0 +1,141 @@
+"""`neuronlake extract`: from a corpus and a model to a lake."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuronlake.cli.common import add_command, add_lake, messages, output, print_json
+from neuronlake.store import ENCODINGS
+from neuronlake.store.commits import committed_blocks
+from neuronlake.store.errors import InputError
+from neuronlake.store.plan_record import read_plan_record
+
+if TYPE_CHECKING:
+    from neuronlake.extractor.corpora import Corpus
+
+_EXAMPLES = """
+neuronlake extract ewt.lake --model HuggingFaceTB/SmolLM2-135M --conllu en_ewt-ud-train.conllu.gz
+neuronlake extract ewt.lake --model ./models --gguf SmolLM2-135M-Instruct.Q4_1.gguf --conllu treebanks/
+neuronlake extract books.lake --model ./Llama-3-8B --text books/ --tagger en_core_web_sm --context document --on-long split
+neuronlake extract mine.lake --model ./model --table tagged.parquet --encoding bfloat16
+neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8     # a part of the blocks, e.g. on one of several machines
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "extract", "run a model over a corpus once and keep every neuron; run again to resume", _EXAMPLES)
+    add_lake(parser)
+    add_model_options(parser)
+    corpus = parser.add_argument_group("corpus (one of)")
+    kind = corpus.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--conllu", nargs="+", type=Path, metavar="FILE", help="CoNLL-U files or folders, also .gz")
+    kind.add_argument("--text", nargs="+", type=Path, metavar="FILE", help="plain text files or folders, each file a document")
+    kind.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="tagged sentences as JSONL or Parquet")
+    corpus.add_argument("--tagger", default="en_core_web_sm", metavar="PIPE", help="spaCy pipeline for --text (default: %(default)s)")
+    corpus.add_argument("--processes", type=_positive, default=1, metavar="N", help="tagging processes for --text (default: 1)")
+    corpus.add_argument("--limit-sentences", type=_positive, metavar="N", help="take only the first N sentences")
+    plan = parser.add_argument_group("plan")
+    plan.add_argument("--context", choices=("sentence", "document"), default="sentence", help="what the model sees at once (default: sentence)")
+    plan.add_argument("--on-long", choices=("error", "truncate", "split"), default="error", help="a sequence beyond the limit is refused, cut (and counted), or a document is split between sentences (default: error)")
+    plan.add_argument("--max-tokens", type=_positive, metavar="N", help="longest sequence (default: the model's context, at most a block)")
+    plan.add_argument("--no-special-tokens", action="store_true", help="do not let the tokenizer add its special tokens")
+    plan.add_argument("--block-rows", type=_positive, metavar="N", help="rows of a block, a power of two (default: what fits in 2 GiB, at most 8192)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--backend", choices=("transformers",), default="transformers", help="engine of the forward passes")
+    run.add_argument("--encoding", choices=tuple(ENCODINGS), default="float16", help="how values are stored (default: float16)")
+    run.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="compute precision (default: float32 on a CPU, the checkpoint's on a GPU)")
+    run.add_argument("--batch-tokens", type=_positive, metavar="N", help="largest padded forward pass (default: 512 on a CPU, 16384 on a GPU)")
+    run.add_argument("--blocks", type=_block_range, metavar="A:B", help="extract only blocks A to B-1")
+    parser.set_defaults(run=_extract)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, metavar="PATH|ID", help="folder, .gguf file or hub id of a Llama-family model")
+    model.add_argument("--gguf", metavar="FILE", help="GGUF file inside the folder or hub repository")
+    model.add_argument("--trust-remote-code", action="store_true", help="let the model's repository run its own Python code")
+
+
+def describe_interruption(root: Path) -> str:
+    """Say how far an interrupted extraction got and how to go on."""
+    plan = read_plan_record(root) if root.is_dir() else None
+    if plan is None:
+        return "interrupted while planning; run the same command again to start over"
+    done = len(committed_blocks(root))
+    return f"interrupted; {done} of {plan.blocks} blocks are committed in {root}: run the same command again to go on"
+
+
+def _extract(options: argparse.Namespace) -> int:
+    corpus = _corpus(options)
+    # torch and transformers take seconds to import: bad input has been found by now
+    try:
+        from neuronlake.cli.progress import ExtractProgress
+        from neuronlake.extractor import ExtractSettings, extract, resolve_model
+    except ModuleNotFoundError as error:
+        raise InputError(f"extraction needs {error.name}: pip install 'neuronlake[extract]'") from error
+
+    settings = ExtractSettings(
+        encoding=options.encoding,
+        context=options.context,
+        on_long=options.on_long,
+        max_tokens=options.max_tokens,
+        special_tokens=not options.no_special_tokens,
+        block_rows=options.block_rows,
+        device=options.device,
+        dtype=options.dtype,
+        batch_tokens=options.batch_tokens,
+        blocks=options.blocks,
+        trust_remote_code=options.trust_remote_code,
+    )
+    with ExtractProgress(messages()) as progress:
+        source = resolve_model(
+            options.model, gguf=options.gguf, trust_remote_code=options.trust_remote_code, say=progress.observer.say
+        )
+        report = extract(options.lake, corpus, source, settings, progress.observer)
+    if options.json:
+        print_json(report.as_dict())
+        return 0
+    console = output()
+    counts = report.counts
+    console.print(
+        f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, "
+        f"{counts['tokens']:,} tokens (and {counts['special']:,} special)"
+    )
+    console.print(
+        f"alignment: {counts['multi']:,} tokens cover several words, {counts['uncovered']:,} cover none; "
+        f"{counts['words_unreached']:,} words reached by no token, {counts['words_only_multi']:,} only by shared ones; "
+        f"{counts['truncated_sequences']:,} sequences truncated"
+    )
+    console.print(f"{report.lake}: {report.committed} of {report.blocks} blocks committed, {len(report.extracted)} by this run")
+    return 0
+
+
+def _corpus(options: argparse.Namespace) -> "Corpus":
+    from neuronlake.extractor.corpora import ConlluCorpus, TableCorpus, TextCorpus
+
+    if options.conllu:
+        return ConlluCorpus(paths=tuple(options.conllu), limit_sentences=options.limit_sentences)
+    if options.table:
+        return TableCorpus(paths=tuple(options.table), limit_sentences=options.limit_sentences)
+    return TextCorpus(
+        paths=tuple(options.text),
+        tagger=options.tagger,
+        processes=options.processes,
+        limit_sentences=options.limit_sentences,
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _block_range(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected FIRST:LAST, for example 0:8, got {text!r}")
+    return int(first), int(last)

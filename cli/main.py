@@ -1,0 +1,76 @@
+"""Entry point of the `neuronlake` command."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+import neuronlake.cli.analyse
+import neuronlake.cli.demo
+import neuronlake.cli.extract
+import neuronlake.cli.inspect
+from neuronlake.store.errors import NeuronlakeError
+
+_EPILOG = """\
+examples:
+  neuronlake extract my.lake --model HuggingFaceTB/SmolLM2-135M --conllu en_ewt-ud-train.conllu.gz
+  neuronlake info my.lake
+  neuronlake rank my.lake --by upos --method auroc --top 10
+  neuronlake top my.lake L12.N345 -k 20
+  neuronlake probe my.lake --by upos --layer 0
+
+exit codes: 0 done, 1 a check failed or data is damaged, 2 wrong use or bad input, 130 interrupted (run it again to go on)
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with exit code 2."""
+        self.exit(2, f"neuronlake: {message} (see `{self.prog} --help`)\n")
+
+
+def build_parser() -> Parser:
+    """Return the parser of all commands."""
+    parser = Parser(
+        prog="neuronlake",
+        description="Activation store and indexer: every MLP neuron of every token, kept once, asked for months.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"neuronlake {version('neuronlake')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (neuronlake.cli.extract, neuronlake.cli.inspect, neuronlake.cli.analyse, neuronlake.cli.demo):
+        module.add_commands(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print(f"neuronlake: {_interrupted(options)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stderr.close()
+        return 0
+    except NeuronlakeError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"neuronlake: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _interrupted(options: argparse.Namespace) -> str:
+    if options.command not in ("extract", "demo"):
+        return "interrupted; nothing was changed"
+    return neuronlake.cli.extract.describe_interruption(options.lake)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""From a corpus and a model to a lake: readers, alignment, plan, capture."""
+
+from neuronlake.extractor.corpora import ConlluCorpus, TableCorpus, TextCorpus
+from neuronlake.extractor.extract import ExtractReport, ExtractSettings, Observer, extract
+from neuronlake.extractor.source import ModelSource, resolve_model
+
+__all__ = [
+    "ConlluCorpus",
+    "ExtractReport",
+    "ExtractSettings",
+    "ModelSource",
+    "Observer",
+    "TableCorpus",
+    "TextCorpus",
+    "extract",
+    "resolve_model",
+]

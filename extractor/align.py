@@ -1,0 +1,65 @@
+"""Which word does each model token belong to? Decided by character offsets alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.store.tables import MULTI, SPECIAL, UNCOVERED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alignment:
+    """Per token of one sequence, all of shape (tokens,)."""
+
+    word: NDArray[np.int64]
+    """Index of the word in the sequence, −1 where there is no single one."""
+    subword: NDArray[np.int16]
+    """0, 1, … among the tokens that belong to this word alone; −1 without a word."""
+    is_last: NDArray[np.bool_]
+    flags: NDArray[np.uint8]
+    reached: NDArray[np.bool_]
+    """Per **word** (words,): whether any token covers a character of it, tokens shared with other words included."""
+
+
+def align(
+    *, starts: Sequence[int], ends: Sequence[int], offsets: NDArray[np.int64], special: NDArray[np.bool_]
+) -> Alignment:
+    """Align tokens to words.
+
+    Parameters
+    ----------
+    starts, ends
+        Character spans of the words, both non-decreasing. Words may share a span (French *du* = *de* + *le*), and then every
+        token in it is MULTI.
+    offsets : int64 (tokens, 2)
+        Character span of every token. Leading spaces may be part of it; tokens of one character's bytes share its span.
+    special : bool (tokens,)
+        Special tokens, which have no text.
+    """
+    word_starts, word_ends = np.asarray(starts, dtype=np.int64), np.asarray(ends, dtype=np.int64)
+    first = np.searchsorted(word_ends, offsets[:, 0], side="right")  # first word that ends after the token starts
+    beyond = np.searchsorted(word_starts, offsets[:, 1], side="left")  # first word that starts where it ends, or later
+    covered = np.where(special | (offsets[:, 0] >= offsets[:, 1]), 0, np.maximum(beyond - first, 0))
+
+    flags = np.zeros(len(offsets), dtype=np.uint8)
+    flags[special] = SPECIAL
+    flags[~special & (covered == 0)] = UNCOVERED
+    flags[covered > 1] = MULTI
+    word = np.where(covered == 1, first, -1)
+
+    reached = np.zeros(len(word_starts) + 1, dtype=np.int64)
+    np.add.at(reached, first[covered > 0], 1)
+    np.add.at(reached, beyond[covered > 0], -1)
+
+    single = np.flatnonzero(word >= 0)
+    subword = np.full(len(offsets), -1, dtype=np.int16)
+    is_last = np.zeros(len(offsets), dtype=np.bool_)
+    if single.size:
+        words = word[single]  # non-decreasing, so equal neighbours are one word
+        opens = np.concatenate(([True], words[1:] != words[:-1]))
+        begin = np.maximum.accumulate(np.where(opens, np.arange(len(words)), 0))
+        subword[single] = np.arange(len(words)) - begin
+        is_last[single] = np.concatenate((opens[1:], [True]))
+    return Alignment(word=word, subword=subword, is_last=is_last, flags=flags, reached=np.cumsum(reached[:-1]) > 0)

@@ -1,0 +1,118 @@
+"""Fill a block's buffer by forward passes over its sequences. A pure function of (plan, model, block)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.extractor.batching import plan_batches
+from neuronlake.extractor.model import Model
+from neuronlake.store.buffer import BlockBuffer
+from neuronlake.store.tables import PADDING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """The sequences of one block, from its plan table."""
+
+    ids: NDArray[np.int32]
+    """Token ids of the used rows, (rows,)."""
+    starts: NDArray[np.int64]
+    """First row (within the block) of each sequence, and the number of used rows as the last entry."""
+
+    @classmethod
+    def from_table(cls, table: Any) -> "BlockPlan":
+        """Read it from a block's plan table (columns token_id, position, flags)."""
+        used = int((table.column("flags").to_numpy() != PADDING).sum())
+        position = table.column("position").to_numpy()[:used]
+        return cls(
+            ids=table.column("token_id").to_numpy()[:used],
+            starts=np.append(np.flatnonzero(position == 0), used),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Used rows."""
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [int(length) for length in np.diff(self.starts)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One padded forward pass and where its rows go."""
+
+    ids: NDArray[np.int64]
+    """(sequences, longest), padded on the right with 0."""
+    source: NDArray[np.int64]
+    """(tokens,) positions in the flattened batch that are real."""
+    target: NDArray[np.int64]
+    """(tokens,) their rows in the block."""
+
+
+def make_batch(plan: BlockPlan, members: Sequence[int]) -> Batch:
+    """Lay out the chosen sequences as one batch."""
+    lengths = plan.lengths
+    longest = max(lengths[member] for member in members)
+    ids = np.zeros((len(members), longest), dtype=np.int64)
+    source, target = [], []
+    for line, member in enumerate(members):
+        first, length = int(plan.starts[member]), lengths[member]
+        ids[line, :length] = plan.ids[first : first + length]
+        source.append(np.arange(line * longest, line * longest + length))
+        target.append(np.arange(first, first + length))
+    return Batch(ids=ids, source=np.concatenate(source), target=np.concatenate(target))
+
+
+def capture_block(
+    model: Model,
+    plan: BlockPlan,
+    buffer: BlockBuffer,
+    *,
+    site: str,
+    batch_tokens: int,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> None:
+    """Run every sequence of a block once and store each layer's neurons in `buffer`.
+
+    Parameters
+    ----------
+    batch_tokens
+        Largest padded size of a forward pass.
+    progress
+        Called after each batch with its number of real tokens.
+
+    Raises
+    ------
+    ActivationError
+        When an activation cannot be stored.
+    """
+    import torch
+
+    for members in plan_batches(plan.lengths, batch_tokens=batch_tokens):
+        batch = make_batch(plan, members)
+        sink = _Sink(buffer, site, batch)
+        model.capture(torch.from_numpy(batch.ids), sink.receive)
+        progress(len(batch.source))
+
+
+class _Sink:
+    """Takes a layer's tensor inside the forward pass and scatters it into the block."""
+
+    def __init__(self, buffer: BlockBuffer, site: str, batch: Batch):
+        self._buffer, self._site, self._batch = buffer, site, batch
+
+    def receive(self, layer: int, neurons: "torch.Tensor") -> None:
+        import torch
+
+        # (sequences, positions, neurons) -> (sequences · positions, neurons); no copy when float32 on the CPU
+        flat = neurons.detach().reshape(-1, neurons.shape[-1]).to(device="cpu", dtype=torch.float32)
+        self._buffer.put(self._site, layer, flat.contiguous().numpy(), self._batch.source, self._batch.target)

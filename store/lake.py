@@ -1,0 +1,315 @@
+"""Open a lake and read from it. Uncommitted blocks are absent: they are never read as fill values."""
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+import neuronlake.store.layout as layout
+import neuronlake.store.tables as tables
+from neuronlake.store.commits import Commit, committed_blocks, read_commit
+from neuronlake.store.create import read_spec
+from neuronlake.store.errors import DamageError, InputError
+from neuronlake.store.files import read_checked
+from neuronlake.store.kernels import gather, unpack
+from neuronlake.store.plan_record import PlanRecord, read_plan_record
+from neuronlake.store.reader import ShardReader
+from neuronlake.store.selection import normalise_neurons, normalise_rows
+
+if TYPE_CHECKING:
+    import dask.array
+    import xarray
+
+    from neuronlake.store.views import LayerArray
+
+
+def open_lake(path: str | os.PathLike[str]) -> "Lake":
+    """Open a lake for reading.
+
+    The committed blocks are listed once, here: blocks that a running extraction commits later are seen by the next
+    `open_lake`.
+
+    Raises
+    ------
+    InputError
+        When there is no lake, or its plan is not finished.
+    DamageError
+        When its records do not match their checksums.
+    """
+    root = Path(path)
+    spec = read_spec(root)
+    plan = read_plan_record(root)
+    if plan is None:
+        raise InputError(f"{root}: its plan is not finished; run the same `neuronlake extract` command again")
+    if plan.fingerprint != spec.fingerprint:
+        raise DamageError(f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes")
+    return Lake(root, spec, plan, committed_blocks(root))
+
+
+class Lake:
+    """A lake opened for reading. Make one with `open_lake`."""
+
+    def __init__(self, root: Path, spec: Any, plan: PlanRecord, blocks: tuple[int, ...]):
+        self.path = root
+        self.spec = spec
+        self.plan = plan
+        self.blocks = blocks
+        """Committed blocks, ascending."""
+        self.reader = ShardReader(root, spec)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Lake {self.path}: {len(self.layers)} layers × {self.neurons} neurons, "
+            f"{len(self.blocks)} of {self.plan.blocks} blocks committed, {self.encoding}>"
+        )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that are stored."""
+        return tuple(self.spec.layers)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Sites that are stored."""
+        return tuple(self.spec.sites)
+
+    @property
+    def neurons(self) -> int:
+        """Neurons per layer."""
+        return int(self.spec.neurons)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block."""
+        return int(self.spec.block_rows)
+
+    @property
+    def chunk_neurons(self) -> int:
+        """Neurons of an inner chunk."""
+        return int(self.spec.chunk_neurons)
+
+    @property
+    def encoding(self) -> str:
+        """Name of the encoding."""
+        return str(self.spec.encoding)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the values: model, corpus, tokenizer, settings, format."""
+        return str(self.spec.fingerprint)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block of the plan is committed."""
+        return len(self.blocks) == self.plan.blocks
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns that `tokens(labels=…)` takes."""
+        return (*self.plan.label_columns, "form", *tables.SENTENCE_LABELS)
+
+    @cached_property
+    def commits(self) -> tuple[Commit, ...]:
+        """Commit records of the committed blocks."""
+        return tuple(read_commit(self.path, block) for block in self.blocks)
+
+    # ---- activations ----------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        *,
+        layer: int,
+        rows: slice | int | Sequence[int] | NDArray[Any] | None = None,
+        neurons: slice | int | Sequence[int] | NDArray[Any] | None = None,
+        site: str = layout.DEFAULT_SITE,
+    ) -> NDArray[np.float32]:
+        """Read any rows × neurons of one layer, decoded.
+
+        Parameters
+        ----------
+        layer, site
+            Which array.
+        rows
+            Global row numbers, in any order; None reads all rows of the plan.
+        neurons
+            Neuron indices, in any order; None reads all.
+
+        Returns
+        -------
+        float32 (rows, neurons)
+
+        Raises
+        ------
+        InputError
+            When a layer, row or neuron does not exist, or a row's block is not committed.
+        DamageError
+            When a chunk is damaged.
+        """
+        self._check(site, layer)
+        row_index = normalise_rows(rows, self.plan.blocks * self.block_rows)
+        neuron_index = normalise_neurons(neurons, self.neurons)
+        out = np.empty((len(row_index), len(neuron_index)), dtype=np.float32)
+        code = self.reader.empty_chunk()
+        blocks, chunks = row_index // self.block_rows, neuron_index // self.chunk_neurons
+        for block in np.unique(blocks):
+            self._check_block(int(block))
+            out_rows = np.flatnonzero(blocks == block)
+            in_rows = row_index[out_rows] - block * self.block_rows
+            for chunk in np.unique(chunks):
+                out_columns = np.flatnonzero(chunks == chunk)
+                in_columns = neuron_index[out_columns] - chunk * self.chunk_neurons
+                self.reader.chunk(site, layer, int(block), int(chunk), code)
+                gather(self.encoding, code, in_rows, in_columns, out, out_rows, out_columns)
+        return out
+
+    def read_block(
+        self,
+        *,
+        layer: int,
+        block: int,
+        neurons: Sequence[int] | NDArray[Any] | None = None,
+        site: str = layout.DEFAULT_SITE,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Read one committed block of a layer: float32 (block rows, neurons), padding rows are zero.
+
+        `out`, if given, is overwritten and returned (only for whole layers, `neurons` None).
+        """
+        self._check(site, layer)
+        self._check_block(block)
+        if neurons is not None:
+            first = block * self.block_rows
+            return self.read(site=site, layer=layer, rows=slice(first, first + self.block_rows), neurons=neurons)
+        if out is None:
+            out = np.empty((self.block_rows, self.neurons), dtype=np.float32)
+        code = self.reader.empty_chunk()
+        for chunk in range(self.spec.geometry(0).chunks):
+            first = chunk * self.chunk_neurons
+            self.reader.chunk(site, layer, block, chunk, code)
+            unpack(self.encoding, code, min(self.chunk_neurons, self.neurons - first), out, first)
+        return out
+
+    def read_codes(
+        self,
+        *,
+        layer: int,
+        block: int,
+        chunk: int,
+        out: NDArray[Any] | None = None,
+        site: str = layout.DEFAULT_SITE,
+    ) -> NDArray[Any]:
+        """Read one inner chunk as stored: neurons ``[chunk·c, chunk·c + width)`` of a block.
+
+        Parameters
+        ----------
+        out : stored dtype (block rows, c), C order, optional
+            Decoded into and returned (its first `width` columns), to spare an allocation per chunk.
+
+        Returns
+        -------
+        uint16 bit patterns (float16, bfloat16) or float32, (block rows, width); width = c or less at the layer's edge
+        """
+        self._check(site, layer)
+        self._check_block(block)
+        if out is None:
+            out = self.reader.empty_chunk()
+        self.reader.chunk(site, layer, block, chunk, out)
+        return out[:, : self.neurons - chunk * self.chunk_neurons]
+
+    def array(self, *, layer: int, site: str = layout.DEFAULT_SITE) -> "LayerArray":
+        """Return a lazily sliced NumPy-like view (rows, neurons) of one layer."""
+        from neuronlake.store.views import LayerArray
+
+        self._check(site, layer)
+        return LayerArray(self, site, layer)
+
+    def dask(self, *, layer: int, site: str = layout.DEFAULT_SITE) -> "dask.array.Array":
+        """Return a Dask array, float32 (committed rows, neurons), one chunk per block."""
+        from neuronlake.store.views import dask_layer
+
+        self._check(site, layer)
+        return dask_layer(self, site, layer)
+
+    def xarray(
+        self,
+        *,
+        layers: Iterable[int] | None = None,
+        labels: Sequence[str] = (),
+        site: str = layout.DEFAULT_SITE,
+    ) -> "xarray.DataArray":
+        """Return a lazy DataArray, float32 (layer, row, neuron), with the tokens' labels as coordinates of `row`."""
+        from neuronlake.store.views import xarray_layers
+
+        chosen = self.layers if layers is None else tuple(layers)
+        for layer in chosen:
+            self._check(site, layer)
+        return xarray_layers(self, site, chosen, tuple(labels))
+
+    # ---- tokens ---------------------------------------------------------------------------------------------------
+
+    def tokens(self, labels: Sequence[str] = (), blocks: Sequence[int] | None = None) -> pa.Table:
+        """Return the token table of the committed blocks (or of some of them), one line per row, padding included.
+
+        Columns: row, document, sentence, position, token_id, word, subword, is_last_subword, char_start, char_end, flags
+        and the labels asked for (null where a row has no single word, or its word no such label).
+
+        Raises
+        ------
+        InputError
+            When a label column is unknown; the known ones are listed.
+        """
+        from neuronlake.store.tokens import token_table
+
+        return token_table(self, tuple(labels), self._chosen(blocks))
+
+    def words(self, columns: Sequence[str] | None = None, blocks: Sequence[int] | None = None) -> pa.Table:
+        """Return the words of the committed blocks: word, sentence, index, form, char_start, char_end and labels."""
+        from neuronlake.store.tokens import word_table
+
+        return word_table(self, None if columns is None else tuple(columns), self._chosen(blocks))
+
+    def sentences(self, blocks: Sequence[int] | None = None) -> pa.Table:
+        """Return the sentences of the committed blocks: sentence, document, document_name, name, source, text, metadata."""
+        return pa.concat_tables(
+            [tables.SENTENCE_SCHEMA.empty_table()] + [self.read_table("sentences", block) for block in self._chosen(blocks)]
+        )
+
+    def read_table(self, table: str, block: int, columns: list[str] | None = None) -> pa.Table:
+        """Read one Parquet table of a block after comparing the file with its checksum."""
+        path = layout.table_path(table, block)
+        try:
+            record = self.plan.files[path]
+        except KeyError:
+            raise InputError(f"block {block} is not in the plan: it has blocks 0 to {self.plan.blocks - 1}") from None
+        return tables.from_parquet(read_checked(self.path, record), columns)
+
+    # ---- checks ---------------------------------------------------------------------------------------------------
+
+    def _chosen(self, blocks: Sequence[int] | None) -> Sequence[int]:
+        if blocks is None:
+            return self.blocks
+        for block in blocks:
+            self._check_block(block)
+        return blocks
+
+    def _check(self, site: str, layer: int) -> None:
+        if site not in self.sites:
+            raise InputError(f"no site {site!r} in {self.path}: it has {', '.join(self.sites)}")
+        if layer not in self.layers:
+            raise InputError(f"no layer {layer} in {self.path}: it has layers {self.layers[0]} to {self.layers[-1]}")
+
+    def _check_block(self, block: int) -> None:
+        if block in self.blocks:
+            return
+        if not 0 <= block < self.plan.blocks:
+            raise InputError(f"no block {block} in {self.path}: it has blocks 0 to {self.plan.blocks - 1}")
+        first = block * self.block_rows
+        raise InputError(
+            f"rows {first} to {first + self.block_rows - 1} (block {block}) of {self.path} are not extracted yet: "
+            "run the same `neuronlake extract` command again"
+        )

@@ -1,0 +1,169 @@
+"""Synthetic lakes written through the real plan builder and block writer."""
+
+from collections.abc import Sequence as Many
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import neuronlake.store.layout as layout
+from neuronlake.extractor.align import align
+from neuronlake.extractor.corpora.records import Sentence, Word
+from neuronlake.extractor.plan import PlanBuilder
+from neuronlake.extractor.sequences import Sequence
+from neuronlake.store import BlockWriter, LakeSpec, create_lake
+from neuronlake.store.plan_record import PlanRecord, publish_plan
+
+
+def make_spec(*, layers: int, neurons: int, block_rows: int, chunk_neurons: int, encoding: str) -> LakeSpec:
+    """A spec for activations of no particular model."""
+    return LakeSpec(
+        model={"name": "synthetic", "sha256": "0", "architecture": "none"},
+        capture={"dtype": "float32"},
+        plan={"corpus": {"kind": "synthetic"}, "context": "sentence"},
+        sites=(layout.DEFAULT_SITE,),
+        layers=tuple(range(layers)),
+        neurons=neurons,
+        block_rows=block_rows,
+        chunk_neurons=chunk_neurons,
+        encoding=encoding,
+    )
+
+
+def make_sentence(forms: Many[str], labels: Many[dict[str, str]], *, name: str, document: str) -> Sequence:
+    """One sequence whose tokens are exactly its words."""
+    text = " ".join(forms)
+    ends = np.cumsum([len(form) + 1 for form in forms]) - 1
+    starts = ends - [len(form) for form in forms]
+    words = tuple(
+        Word(form=form, start=int(start), end=int(end), labels=label)
+        for form, start, end, label in zip(forms, starts, ends, labels, strict=True)
+    )
+    spans = np.stack([starts, ends], axis=1)
+    return Sequence(
+        sentences=(Sentence(text=text, words=words, name=name, document=document, source="synthetic", place=name),),
+        ids=np.array([sum(map(ord, form)) % 1000 for form in forms], dtype=np.int32),
+        alignment=align(
+            starts=starts.tolist(), ends=ends.tolist(), offsets=spans, special=np.zeros(len(forms), dtype=np.bool_)
+        ),
+        sentence=np.zeros(len(forms), dtype=np.int64),
+        spans=spans.astype(np.int32),
+        truncated=False,
+        new_document=False,
+    )
+
+
+def plan_lake(root: Path, spec: LakeSpec, sequences: Many[Sequence]) -> tuple[PlanRecord, NDArray[np.int64]]:
+    """Plan the sequences (each document's first must be marked) and return the record and every token's global row."""
+    root_record = create_lake(root, spec)
+    builder = PlanBuilder(root, block_rows=spec.block_rows)
+    rows: list[int] = []
+    block_fill = 0
+    for sequence in sequences:
+        if block_fill + len(sequence.ids) > spec.block_rows:
+            rows.append(-1)
+            block_fill = 0
+        builder.add(sequence)
+        block_fill += len(sequence.ids)
+        rows.extend([len(sequence.ids)])
+    builder.finish()
+    where, block, fill = [], 0, 0
+    for length in rows:
+        if length < 0:
+            block, fill = block + 1, 0
+        else:
+            where.extend(range(block * spec.block_rows + fill, block * spec.block_rows + fill + length))
+            fill += length
+    record = publish_plan(
+        root,
+        spec,
+        PlanRecord(
+            fingerprint=spec.fingerprint,
+            blocks=builder.blocks,
+            label_columns=tuple(sorted(builder.labels)),
+            counts=dict(builder.counts),
+            special_tokens={},
+            files={root_record.path: root_record, **builder.files},
+        ),
+    )
+    return record, np.array(where)
+
+
+def write_blocks(
+    root: Path,
+    spec: LakeSpec,
+    record: PlanRecord,
+    rows: NDArray[np.int64],
+    values: NDArray[np.float32],
+    blocks: Many[int] | None = None,
+) -> None:
+    """Commit blocks: `values` is float32 (layers, tokens, neurons), `rows` each token's global row."""
+    with BlockWriter(root, spec) as writer:
+        for block in range(record.blocks) if blocks is None else blocks:
+            mine = np.flatnonzero(rows // spec.block_rows == block)
+            buffer = writer.buffer(len(mine))
+            for layer in spec.layers:
+                buffer.put(
+                    layout.DEFAULT_SITE,
+                    layer,
+                    np.ascontiguousarray(values[layer][mine]),
+                    np.arange(len(mine)),
+                    rows[mine] % spec.block_rows,
+                )
+            writer.submit(block, len(mine), buffer, {"backend": "synthetic"})
+
+
+def random_sentences(rng: np.random.Generator, tokens: int, *, tags: Many[str], documents: int = 4) -> list[Sequence]:
+    """Sentences of 1 to 12 words until `tokens` are there, with a random upos each."""
+    sentences: list[Sequence] = []
+    left = tokens
+    while left:
+        length = min(left, int(rng.integers(1, 13)))
+        upos = rng.choice(list(tags), size=length)
+        forms = [f"w{int(number)}" for number in rng.integers(0, 50, size=length)]
+        sentences.append(
+            make_sentence(
+                forms, [{"upos": str(tag)} for tag in upos], name=f"s{len(sentences)}", document="?"
+            )
+        )
+        left -= length
+    return assign_documents(sentences, documents)
+
+
+def assign_documents(sentences: list[Sequence], documents: int) -> list[Sequence]:
+    """Divide sentences into contiguous documents."""
+    import dataclasses
+
+    bounds = {int(first) for first in np.linspace(0, len(sentences), documents + 1)[:-1]}
+    current, result = -1, []
+    for index, sequence in enumerate(sentences):
+        opens = index in bounds
+        current += opens
+        sentence = dataclasses.replace(sequence.sentences[0], document=f"d{current}")
+        result.append(dataclasses.replace(sequence, sentences=(sentence,), new_document=opens))
+    return result
+
+
+def synthetic_lake(
+    root: Path,
+    *,
+    tokens: int = 100,
+    layers: int = 2,
+    neurons: int = 10,
+    block_rows: int = 64,
+    chunk_neurons: int = 4,
+    encoding: str = "float16",
+    seed: int = 0,
+    values: Any = None,
+) -> tuple[LakeSpec, NDArray[np.int64], NDArray[np.float32]]:
+    """Write a whole random lake; returns spec, every token's row, and the float32 values (layers, tokens, neurons)."""
+    rng = np.random.default_rng(seed)
+    spec = make_spec(
+        layers=layers, neurons=neurons, block_rows=block_rows, chunk_neurons=chunk_neurons, encoding=encoding
+    )
+    record, rows = plan_lake(root, spec, random_sentences(rng, tokens, tags=("ADJ", "NOUN", "VERB")))
+    if values is None:
+        values = rng.standard_normal((layers, tokens, neurons)).astype(np.float32)
+    write_blocks(root, spec, record, rows, values)
+    return spec, rows, values
