@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.labels import LabelVector
+from neuronlake.analysis.labels import BlockLabels
 from neuronlake.analysis.moments import Moments, chunk_moments, combine_moments
 from neuronlake.analysis.ranksum import RankSums, auroc_error_of, auroc_of, order_keys, plan_segments
 from neuronlake.analysis.source import LakeSource
@@ -36,7 +36,7 @@ class Column:
 
 def column_statistics(
     source: LakeSource,
-    labels: LabelVector,
+    labels: Sequence[BlockLabels],
     *,
     layer: int,
     chunk: int,
@@ -48,97 +48,85 @@ def column_statistics(
 
     Parameters
     ----------
-    source, labels
-        The lake and its labelled rows; at least one row is labelled, and for AUROC at least two tags.
+    source
+        The lake.
+    labels
+        Its blocks with labelled rows, at least one; for AUROC at least two tags occur.
     layer, chunk, site
         Which column.
     segment_bytes
         Bytes of keys held at once.
     """
-    reader = _ColumnReader(source, labels, layer=layer, chunk=chunk, site=site)
+    reader = _ColumnReader(source, layer=layer, chunk=chunk, site=site)
     if not auroc:
-        for position in reader.positions:
-            reader.read(position)
-            reader.add_moments(position)
+        for block in labels:
+            reader.read(block)
+            reader.add_moments(block)
         return reader.column(None)
     segments = plan_segments(
-        [len(reader.rows[position]) for position in reader.positions],
-        row_bytes=reader.width * _KEY_BYTES,
-        segment_bytes=segment_bytes,
+        [len(block.rows) for block in labels], row_bytes=reader.width * _KEY_BYTES, segment_bytes=segment_bytes
     )
-    sums = RankSums(neurons=reader.width, tags=len(labels.tags), exact=get_encoding(source.encoding).itemsize == 2)
-    if len(segments) == 1:
-        sums.one(*reader.keys(segments[0], with_moments=True))
+    groups = [labels[segment.start : segment.stop] for segment in segments]
+    sums = RankSums(neurons=reader.width, tags=len(labels[0].count), exact=reader.exact)
+    if len(groups) == 1:
+        sums.one(*reader.keys(groups[0], with_moments=True))
         return reader.column(sums)
-    for segment in segments:
-        sums.count(reader.keys(segment, with_moments=True)[0])
+    for group in groups:
+        sums.count(reader.keys(group, with_moments=True)[0])
     sums.close()
-    for segment in segments:
-        sums.add(*reader.keys(segment, with_moments=False))
+    for group in groups:
+        sums.add(*reader.keys(group, with_moments=False))
     return reader.column(sums)
 
 
 class _ColumnReader:
     """Decodes a column's chunks into one reused buffer and gathers what is computed from them."""
 
-    def __init__(self, source: LakeSource, labels: LabelVector, *, layer: int, chunk: int, site: str):
-        self._source, self._labels = source, labels
+    def __init__(self, source: LakeSource, *, layer: int, chunk: int, site: str):
+        encoding = get_encoding(source.encoding)
+        self._source = source
         self._layer, self._chunk, self._site = layer, chunk, site
-        self._exact = get_encoding(source.encoding).itemsize == 2
         self._first = chunk * source.chunk_neurons
         self.width = min(source.chunk_neurons, source.neurons - self._first)
-        stored = get_encoding(source.encoding).stored
+        self.exact = encoding.itemsize == _KEY_BYTES
         # Always the full chunk: its C order lets the kernels' inner loops vectorise, also at the layer's edge.
-        self._codes: NDArray[Any] = np.empty((source.block_rows, source.chunk_neurons), dtype=stored)
+        self._codes: NDArray[Any] = np.empty((source.block_rows, source.chunk_neurons), dtype=encoding.stored)
         self._keys = np.empty(0, dtype=np.uint16)
         self._moments: Moments | None = None
-        rows = [np.flatnonzero(labels.block(position) >= 0) for position in range(len(labels.blocks))]
-        self.positions = [position for position, chosen in enumerate(rows) if chosen.size]
-        """Blocks with labelled rows; the others are not read."""
-        self.rows = rows
 
-    def read(self, position: int) -> None:
+    def read(self, block: BlockLabels) -> None:
         """Decode the chunk of one block."""
-        block = self._labels.blocks[position]
-        self._source.read_codes(layer=self._layer, block=block, chunk=self._chunk, out=self._codes, site=self._site)
+        self._source.read_codes(layer=self._layer, block=block.block, chunk=self._chunk, out=self._codes, site=self._site)
 
-    def add_moments(self, position: int) -> None:
+    def add_moments(self, block: BlockLabels) -> None:
         """Add the moments of the chunk just decoded."""
-        found = chunk_moments(
-            self._codes,
-            self._labels.block(position),
-            tags=len(self._labels.tags),
-            width=self.width,
-            encoding=self._source.encoding,
-        )
+        found = chunk_moments(self._codes, block, width=self.width, encoding=self._source.encoding)
         self._moments = found if self._moments is None else combine_moments(self._moments, found)
 
-    def keys(self, segment: Sequence[int], *, with_moments: bool) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
-        """Decode a segment: keys uint16 (width, tokens) in a reused buffer, and their labels int16 (tokens,)."""
-        positions = [self.positions[index] for index in segment]
-        tokens = sum(len(self.rows[position]) for position in positions)
+    def keys(self, blocks: Sequence[BlockLabels], *, with_moments: bool) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
+        """Decode a segment: keys uint16 (width, tokens) in a reused buffer, and their tags int16 (tokens,)."""
+        tokens = sum(len(block.rows) for block in blocks)
         if self._keys.size < tokens * self.width:
             self._keys = np.empty(tokens * self.width, dtype=np.uint16)
         keys = self._keys[: tokens * self.width].reshape(self.width, tokens)
         offset = 0
-        for position in positions:
-            self.read(position)
+        for block in blocks:
+            self.read(block)
             if with_moments:
-                self.add_moments(position)
-            order_keys(self._codes, self.rows[position], keys, offset)
-            offset += len(self.rows[position])
-        labels = np.concatenate([self._labels.block(position)[self.rows[position]] for position in positions])
-        return keys, labels
+                self.add_moments(block)
+            order_keys(self._codes, block.rows, keys, offset)
+            offset += len(block.rows)
+        return keys, np.concatenate([block.tags for block in blocks])
 
     def column(self, sums: RankSums | None) -> Column:
         """Return what was gathered."""
         if self._moments is None:
-            raise AssertionError("a label vector has labelled rows")
+            raise AssertionError("a column is read only where rows are labelled")
         count = self._moments.count[:, 0]
         return Column(
             layer=self._layer,
             first_neuron=self._first,
             moments=self._moments,
             auroc=None if sums is None else auroc_of(sums.ranks, count),
-            auroc_error=None if sums is None or self._exact else auroc_error_of(sums.ties, count),
+            auroc_error=None if sums is None or self.exact else auroc_error_of(sums.ties, count),
         )

@@ -88,6 +88,45 @@ class LabelVector:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockLabels:
+    """Labels of one block, prepared once for the many chunks that share them."""
+
+    block: int
+    codes: NDArray[np.int16] = field(repr=False)
+    """Tag of every row, −1 where it has none; (block_rows,)."""
+    rows: NDArray[np.int64] = field(repr=False)
+    """Rows within the block that have a tag."""
+    tags: NDArray[np.int16] = field(repr=False)
+    """Their tags."""
+    count: NDArray[np.int64] = field(repr=False)
+    """Tokens per tag, (tags,)."""
+    first: NDArray[np.int64] = field(repr=False)
+    """First row of every tag that occurs, in tag order, (occurring tags,)."""
+
+
+def label_blocks(labels: LabelVector) -> list[BlockLabels]:
+    """Return the blocks that have labelled rows, in order."""
+    found = []
+    for position, block in enumerate(labels.blocks):
+        if np.any(labels.block(position) >= 0):
+            found.append(block_labels(labels.block(position), tags=len(labels.tags), block=block))
+    return found
+
+
+def block_labels(codes: NDArray[np.int16], *, tags: int, block: int = 0) -> BlockLabels:
+    """Prepare one block's labels: int16 (block_rows,), all below `tags`."""
+    rows = np.flatnonzero(codes >= 0)
+    return BlockLabels(
+        block=block,
+        codes=np.ascontiguousarray(codes),
+        rows=rows,
+        tags=codes[rows],
+        count=np.bincount(codes[rows], minlength=tags).astype(np.int64),
+        first=rows[np.unique(codes[rows], return_index=True)[1]],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """Two disjoint sets of documents (or sentences)."""
 

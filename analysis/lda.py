@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.execute import run_all
 from neuronlake.analysis.features import FeatureSet, read_features
-from neuronlake.analysis.labels import LabelVector
+from neuronlake.analysis.labels import BlockLabels, LabelVector, label_blocks
 from neuronlake.analysis.scatter import Scatter, total_variance, within_covariance
 from neuronlake.analysis.source import LakeSource
 
@@ -80,21 +80,13 @@ def predict_rows(
     scheduler: Any,
 ) -> NDArray[np.int16]:
     """Predict the tag of every labelled row, one block at a time; int16 (labelled rows,), in row order."""
-    positions = [position for position in range(len(labels.blocks)) if np.any(labels.block(position) >= 0)]
-    work = partial(_predict_block, source, labels, features, classifier, site=site)
-    parts = run_all(work, [{"position": position} for position in positions], scheduler=scheduler, blas=True)
+    work = partial(_predict_block, source, features, classifier, site=site)
+    parts = run_all(work, [{"block": block} for block in label_blocks(labels)], scheduler=scheduler, blas=True)
     return np.concatenate(parts)
 
 
 def _predict_block(
-    source: LakeSource,
-    labels: LabelVector,
-    features: FeatureSet,
-    classifier: LinearClassifier,
-    *,
-    position: int,
-    site: str,
+    source: LakeSource, features: FeatureSet, classifier: LinearClassifier, *, block: BlockLabels, site: str
 ) -> NDArray[np.int16]:
-    rows = np.flatnonzero(labels.block(position) >= 0)
-    values = read_features(source, features, block=labels.blocks[position], rows=rows, site=site)
+    values = read_features(source, features, block=block.block, rows=block.rows, site=site)
     return classifier.predict(values)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis import kernels
+from neuronlake.analysis.labels import BlockLabels
 
 _KERNELS = {"float16": kernels.moments_f16, "bfloat16": kernels.moments_bf16, "float32": kernels.moments_f32}
 _Triple = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
@@ -32,7 +33,7 @@ class Moments:
     """Tokens with x > 0, (tags, neurons)."""
 
 
-def chunk_moments(codes: NDArray[Any], labels: NDArray[np.int16], *, tags: int, width: int, encoding: str) -> Moments:
+def chunk_moments(codes: NDArray[Any], labels: BlockLabels, *, width: int, encoding: str) -> Moments:
     """Moments of one chunk of stored codes.
 
     One pass accumulates float64 sums of x − s, with s the first value of that tag and neuron: exact differences of
@@ -42,28 +43,24 @@ def chunk_moments(codes: NDArray[Any], labels: NDArray[np.int16], *, tags: int, 
     Parameters
     ----------
     codes : uint16 bit patterns or float32 (rows, c), C order
-    labels : int16 (rows,)
-        Tag of each row; negative rows are left out.
-    tags
-        Number of tags; labels are below it.
+    labels
+        Labels of the rows; rows without one are left out.
     width
         Neurons of the chunk, ``width <= c``.
     encoding
         ``float16``, ``bfloat16`` or ``float32``.
     """
     kernel = _KERNELS[encoding]
-    count = np.bincount(labels[labels >= 0], minlength=tags).astype(np.int64)[:, None]
-    present, first_rows = np.unique(labels, return_index=True)
-    seen = present >= 0
-    shift = np.zeros((tags, width), dtype=np.float64)
-    shift[present[seen]] = decode(codes[first_rows[seen], :width], encoding)
-    total, square, active = _accumulate(kernel, codes, labels, width, shift)
+    count = labels.count[:, None]
+    shift = np.zeros((len(count), width), dtype=np.float64)
+    shift[labels.codes[labels.first]] = decode(codes[labels.first, :width], encoding)
+    total, square, active = _accumulate(kernel, codes, labels.codes, width, shift)
     offset = total / np.maximum(count, 1)
     m2 = square - total * offset
     # A cancelled m2 may come out as zero or negative: the comparison must hold then too.
     if np.any(count * offset * offset > _POOR_SHIFT * m2):
         shift += offset
-        total, square, _ = _accumulate(kernel, codes, labels, width, shift)
+        total, square, _ = _accumulate(kernel, codes, labels.codes, width, shift)
         offset = total / np.maximum(count, 1)
         m2 = square - total * offset
     return Moments(count=count, mean=shift + offset, m2=np.maximum(m2, 0.0), active=active.astype(np.int64))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.execute import run_all
 from neuronlake.analysis.features import FeatureSet, read_features
-from neuronlake.analysis.labels import LabelVector
+from neuronlake.analysis.labels import BlockLabels, LabelVector, label_blocks
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 
@@ -93,20 +93,20 @@ def gather_scatter(
     InputError
         When the matrices would need more than `max_bytes`.
     """
-    positions = [position for position in range(len(labels.blocks)) if np.any(labels.block(position) >= 0)]
+    blocks = label_blocks(labels)
     matrix_bytes = features.size**2 * 8
     # Beside a group's sum there is the product being added to it; solving needs two more at the end.
-    groups = min(_MAX_GROUPS, len(positions), max_bytes // matrix_bytes // 2)
+    groups = min(_MAX_GROUPS, len(blocks), max_bytes // matrix_bytes // 2)
     if max_bytes < 3 * matrix_bytes:
         raise InputError(
             f"the covariance of {features.size} features needs {3 * matrix_bytes / 2**30:.1f} GiB, at most "
             f"{max_bytes / 2**30:.1f} GiB may be used: probe fewer layers, or the top_k neurons per tag"
         )
-    centre = _centre(source, labels, features, positions[0], site)
-    work = partial(_group_scatter, source, labels, features, centre=centre, site=site)
+    centre = _centre(source, features, blocks[0], site)
+    work = partial(_group_scatter, source, features, tags=len(labels.tags), centre=centre, site=site)
     parts = run_all(
         work,
-        [{"positions": tuple(group)} for group in np.array_split(np.asarray(positions), groups)],
+        [{"blocks": blocks[group[0] : group[-1] + 1]} for group in np.array_split(np.arange(len(blocks)), groups)],
         scheduler=scheduler,
         blas=True,
     )
@@ -115,29 +115,23 @@ def gather_scatter(
 
 def _group_scatter(
     source: LakeSource,
-    labels: LabelVector,
     features: FeatureSet,
     *,
-    positions: tuple[int, ...],
+    blocks: list[BlockLabels],
+    tags: int,
     centre: NDArray[np.float64],
     site: str,
 ) -> Scatter:
-    gathered = empty_scatter(tags=len(labels.tags), centre=centre)
-    for position in positions:
-        codes = labels.block(position)
-        rows = np.flatnonzero(codes >= 0)
-        add_tokens(
-            gathered,
-            read_features(source, features, block=labels.blocks[position], rows=rows, site=site),
-            codes[rows],
-        )
+    gathered = empty_scatter(tags=tags, centre=centre)
+    for block in blocks:
+        values = read_features(source, features, block=block.block, rows=block.rows, site=site)
+        add_tokens(gathered, values, block.tags)
     return gathered
 
 
-def _centre(source: LakeSource, labels: LabelVector, features: FeatureSet, position: int, site: str) -> NDArray[np.float64]:
+def _centre(source: LakeSource, features: FeatureSet, block: BlockLabels, site: str) -> NDArray[np.float64]:
     """Mean of one block: near enough to the overall mean for the sums about it not to cancel."""
-    rows = np.flatnonzero(labels.block(position) >= 0)
-    values = read_features(source, features, block=labels.blocks[position], rows=rows, site=site)
+    values = read_features(source, features, block=block.block, rows=block.rows, site=site)
     centre: NDArray[np.float64] = values.mean(axis=0, dtype=np.float64)
     return centre
 

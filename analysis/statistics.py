@@ -9,7 +9,7 @@ import xarray as xr
 
 from neuronlake.analysis.column import Column, column_statistics
 from neuronlake.analysis.execute import Progress, run_all
-from neuronlake.analysis.labels import LabelVector, token_labels
+from neuronlake.analysis.labels import LabelVector, label_blocks, token_labels
 from neuronlake.analysis.moments import fraction_active, variance_of
 from neuronlake.analysis.ranksum import SEGMENT_BYTES
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, choose_layers, versions
@@ -103,7 +103,7 @@ def statistics_of_labels(
         )
     names = [name for name in _VARIABLES if auroc or not name.startswith("auroc")]
     _check_size(len(labels.tags), len(chosen), source.neurons, len(names))
-    work = partial(column_statistics, source, labels, site=site, auroc=auroc, segment_bytes=segment_bytes)
+    work = partial(column_statistics, source, label_blocks(labels), site=site, auroc=auroc, segment_bytes=segment_bytes)
     chunks = -(-source.neurons // source.chunk_neurons)
     columns = run_all(
         work,

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.features import FeatureSet, read_features
-from neuronlake.analysis.labels import LabelVector
+from neuronlake.analysis.labels import LabelVector, label_blocks
 from neuronlake.analysis.lda import LinearClassifier
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
@@ -36,11 +36,10 @@ def load_rows(
         )
     values = np.empty((labels.tokens, features.size), dtype=np.float32)
     first = 0
-    for position, block in enumerate(labels.blocks):
-        rows = np.flatnonzero(labels.block(position) >= 0)
-        if rows.size:
-            values[first : first + rows.size] = read_features(source, features, block=block, rows=rows, site=site)
-            first += rows.size
+    for block in label_blocks(labels):
+        rows = slice(first, first + len(block.rows))
+        values[rows] = read_features(source, features, block=block.block, rows=block.rows, site=site)
+        first = rows.stop
     return values, labels.codes[labels.codes >= 0]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from neuronlake.extractor.source import ModelSource
+from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
 from neuronlake.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def read_shape(source: ModelSource, *, trust_remote_code: bool = False) -> Model
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise InputError(f"could not read the model in {source.folder}: {_first_line(error)}") from error
+    except LOAD_ERRORS as error:
+        raise InputError(f"could not read the model in {source.folder}: {first_line(error)}") from error
     projections = find_projections(model)
     widths = {int(module.in_features) for module in projections.values()}
     if len(widths) != 1:
@@ -108,20 +109,24 @@ class Model:
         """
         import torch
         from transformers import AutoModel
-        from transformers.utils import logging
 
         device = choose_device(device)
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
         try:
-            module = AutoModel.from_pretrained(
-                source.folder, dtype=choose_dtype(dtype, device), trust_remote_code=trust_remote_code
+            with quiet_transformers():
+                module, loading = AutoModel.from_pretrained(
+                    source.folder,
+                    dtype=choose_dtype(dtype, device),
+                    trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                )
+        except LOAD_ERRORS as error:
+            raise InputError(f"could not load the model in {source.folder}: {first_line(error)}") from error
+        # transformers fills what a checkpoint lacks with random numbers and only remarks on it
+        if missing := sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"]):
+            raise InputError(
+                f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(module).__name__}, "
+                f"first {missing[0]}; it is not a checkpoint of this architecture"
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise InputError(f"could not load the model in {source.folder}: {_first_line(error)}") from error
-        finally:
-            if shown:
-                logging.enable_progress_bar()
         return cls(module, device=device, threads=torch.get_num_threads())
 
     def provenance(self) -> dict[str, Any]:
@@ -194,8 +199,3 @@ def _hook(layer: int, receive: Callable[[int, "torch.Tensor"], None]) -> Callabl
         receive(layer, inputs[0])
 
     return hook
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
 from neuronlake.store.errors import InputError, StorageError
 
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -104,8 +105,7 @@ def _hub_call(model: str, download: Callable[[], str]) -> str:
     try:
         return download()
     except (OSError, HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"no model {model!r}: it is no local folder, and the hub says: {reason}") from error
+        raise InputError(f"no model {model!r}: it is no local folder, and the hub says: {first_line(error)}") from error
 
 
 def _from_gguf(path: Path, say: Callable[[str], None]) -> ModelSource:
@@ -144,19 +144,13 @@ def cache_folder() -> Path:
 def _convert_gguf(path: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"could not read {path} as a GGUF model: {reason}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except LOAD_ERRORS as error:
+        raise InputError(f"could not read {path} as a GGUF model: {first_line(error)}") from error
     # transformers refuses to save a model that it still believes to be quantised
     del model.config.quantization_config, model.hf_quantizer
     model.is_quantized = False

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.extractor.source import ModelSource
+from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line
 from neuronlake.store.errors import InputError
 
 
@@ -48,9 +49,8 @@ class Tokenizer:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"could not load a tokenizer from {source.folder}: {reason}") from error
+        except LOAD_ERRORS as error:
+            raise InputError(f"could not load a tokenizer from {source.folder}: {first_line(error)}") from error
         return cls(tokenizer, special_tokens=special_tokens)
 
     def identity(self) -> dict[str, Any]:

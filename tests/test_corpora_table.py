@@ -20,7 +20,14 @@ RECORDS: list[dict[str, Any]] = [
     {"words": ["a", "b"], "text": " a   b", "upos": [None, "X"], "year": 2000, "genre": None},
 ]
 EXPECTED = [
-    ("Hi you", [(0, 2), (3, 6)], [{"upos": "INTJ", "freq": "3"}, {"upos": "PRON", "freq": "4"}], "s1", "d1", {"genre": "chat"}),
+    (
+        "Hi you",
+        [(0, 2), (3, 6)],
+        [{"upos": "INTJ", "freq": "3"}, {"upos": "PRON", "freq": "4"}],
+        "s1",
+        "d1",
+        {"genre": "chat"},
+    ),
     ("Hi!", [(0, 2), (2, 3)], [{"upos": "INTJ", "freq": "3"}, {}], "t:2", "d1", {"year": "1999"}),
     (" a   b", [(1, 2), (5, 6)], [{}, {"upos": "X"}], "t:3", "t", {"year": "2000"}),
 ]
@@ -80,11 +87,13 @@ class Malformed:
 MALFORMED = [
     Malformed(id="not-json", line="{", message="not a JSON object on one line"),
     Malformed(id="not-an-object", line="[1]", message="expected a JSON object, got list"),
-    Malformed(id="key-twice", line='{"words": ["a"], "x": ["1"], "x": ["2"]}', message="a key is given twice"),
+    Malformed(id="key-twice", line='{"words": ["a"], "x": ["1"], "x": ["2"]}', message=".*a key is given twice"),
     Malformed(id="no-words", line='{"text": "a"}', message="words must be a list of at least one string, got None"),
     Malformed(id="empty-words", line='{"words": []}', message="words must be a list of at least one string"),
     Malformed(id="words-string", line='{"words": "a b"}', message="words must be a list of at least one string, got 'a b'"),
-    Malformed(id="blank-word", line='{"words": ["a", " "]}', message=r"words\[1\] must be a string that is not blank, got ' '"),
+    Malformed(
+        id="blank-word", line='{"words": ["a", " "]}', message=r"words\[1\] must be a string that is not blank, got ' '"
+    ),
     Malformed(id="number-word", line='{"words": [1]}', message=r"words\[0\] must be a string .* got 1"),
     Malformed(id="length", line='{"words": ["a"], "x": ["1", "2"]}', message="label column 'x' has 2 values, expected 1"),
     Malformed(id="nested", line='{"words": ["a"], "x": [["1"]]}', message=r"x\[0\] must be text, a number or null"),
@@ -118,13 +127,13 @@ def test_reserved_names_are_no_labels(tmp_path: Path, name: str) -> None:
 
 def test_bad_parquet_names_the_row_or_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, ".parquet", [{"words": ["a"], "x": ["1"]}, {"words": ["a"], "x": ["1", "2"]}])
-    with pytest.raises(InputError, match="t.parquet: row 2: label column 'x' has 2 values"):
+    with pytest.raises(InputError, match=r"t.parquet: row 2: label column 'x' has 2 values"):
         read(path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match="t.parquet: not a readable Parquet file"):
+    with pytest.raises(InputError, match=r"t.parquet: not a readable Parquet file"):
         read(path)
     pq.write_table(pa.table([[["a"]], [["b"]]], names=["words", "words"]), path)
-    with pytest.raises(InputError, match="t.parquet: a column name is given twice"):
+    with pytest.raises(InputError, match=r"t.parquet: a column name is given twice"):
         read(path)
 
 

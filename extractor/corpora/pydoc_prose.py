@@ -18,7 +18,7 @@ _EDITORIAL = re.compile(
 )
 _LABEL = re.compile(r"(?:Note|Warning|Caution|Hint|Tip|(?:CPython i|I)mplementation detail|Programmer’s note):\s+")
 _FOOTNOTE = re.compile(r"(?<=\S) \[\d+\]")
-_STRONG = re.compile(r"\*\*(?=\w)([^*]+?)(?<=[\w:.!?)])\*\*")
+_STRONG = re.compile(r"\*\*(\"[^\"*]+\"|(?=\w)[^*\"]+?(?<=[\w:.!?)]))\*\*")
 _EMPHASIS = re.compile(r"(?<![\w*\"'/])\*(?=\w)([^*\"]+?)(?<=\w)\*(?![\w*])")
 _LITERAL = re.compile(r"``([^`]+)``")
 _ROLE = re.compile(r":[a-z:]+:`~?\.?([^`<]+?)(?:\s*<[^`]*>)?`")
