@@ -14,7 +14,7 @@ from neuronlake.store.floats import bf16bits_to_f32, f16bits_to_f32
 _njit = numba.njit(nogil=True, cache=True)
 KEYS = 1 << 16
 _TILE = 32  # rows transposed at once: 32 uint16 keys fill a cache line
-_SKIP = 64  # keys skipped at once where a table is empty
+_SKIP = 8  # keys skipped at once where a table is empty: one vector register
 
 
 # One function per encoding, not a factory: numba cannot cache closures on disk, and compiling costs a second.

@@ -16,7 +16,7 @@ from neuronlake.analysis.labels import BlockLabels
 
 _KERNELS = {"float16": kernels.moments_f16, "bfloat16": kernels.moments_bf16, "float32": kernels.moments_f32}
 _Triple = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
-_POOR_SHIFT = 1e5  # n·(mean − shift)²/M2 beyond which cancellation would cost more than 5 of 16 digits
+_POOR_SHIFT = 1e3  # n·(mean − shift)²/M2, that is 30 deviations, beyond which cancellation costs over 3 of 16 digits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from neuronlake.analysis.features import NeuronRef, chosen_neurons, top_features
 from neuronlake.analysis.labels import MIN_TOKENS, LabelVector, split_documents, token_labels
 from neuronlake.analysis.lda import fit_lda, predict_rows
 from neuronlake.analysis.rankers import get_ranker
+from neuronlake.analysis.ranksum import SEGMENT_BYTES
 from neuronlake.analysis.scatter import gather_scatter
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, versions
 from neuronlake.analysis.statistics import statistics_of_labels
@@ -137,7 +138,14 @@ def probe(
     features = whole
     if top_k is not None:
         statistics = statistics_of_labels(
-            source, train, layers=whole.layers, auroc=method == "auroc", site=site, scheduler=scheduler
+            source,
+            train,
+            layers=whole.layers,
+            auroc=method == "auroc",
+            site=site,
+            scheduler=scheduler,
+            progress=None,
+            segment_bytes=SEGMENT_BYTES,
         )
         features = top_features(source, statistics, method, top_k)
     options: dict[str, Any] = {"site": site, "scheduler": scheduler}

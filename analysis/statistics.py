@@ -79,7 +79,14 @@ def compute_statistics(
     """
     labels = token_labels(source, by, subword=subword, shift=shift, keep_documents=documents)
     return statistics_of_labels(
-        source, labels, layers=layers, auroc=auroc, site=site, scheduler=scheduler, progress=progress
+        source,
+        labels,
+        layers=layers,
+        auroc=auroc,
+        site=site,
+        scheduler=scheduler,
+        progress=progress,
+        segment_bytes=SEGMENT_BYTES,
     )
 
 
@@ -91,8 +98,8 @@ def statistics_of_labels(
     auroc: bool,
     site: str,
     scheduler: Any,
-    progress: Progress | None = None,
-    segment_bytes: int = SEGMENT_BYTES,
+    progress: Progress | None,
+    segment_bytes: int,
 ) -> xr.Dataset:
     """Return what `compute_statistics` does, for rows that are labelled already. Every tag needs two tokens."""
     chosen = choose_layers(source, layers)

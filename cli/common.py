@@ -36,7 +36,10 @@ def messages() -> Console:
 
 def output() -> Console:
     """Console for results."""
-    return Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # a pipe or a file has no width to fit into: rich would assume 80 and cut the tables
+    return console
 
 
 def print_json(result: Any) -> None:
@@ -57,6 +60,13 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or math.isnan(value):
         return "–"
     return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.3g}"
+
+
+def p_value(value: float | None) -> str:
+    """Format a p or q value; what underflows is said to be small, not zero."""
+    if value is None:
+        return "–"
+    return "<1e-300" if value < 1e-300 else f"{value:.1e}"
 
 
 def size(count: float) -> str:

@@ -11,6 +11,9 @@ from neuronlake.store.errors import InputError
 from neuronlake.store.plan_record import read_plan_record
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from neuronlake.extractor import ExtractReport
     from neuronlake.extractor.corpora import Corpus
 
 _EXAMPLES = """
@@ -24,29 +27,66 @@ neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8    
 
 def add_commands(commands: Any) -> None:
     """Add the command."""
-    parser = add_command(commands, "extract", "run a model over a corpus once and keep every neuron; run again to resume", _EXAMPLES)
+    parser = add_command(
+        commands, "extract", "run a model over a corpus once and keep every neuron; run again to resume", _EXAMPLES
+    )
     add_lake(parser)
     add_model_options(parser)
     corpus = parser.add_argument_group("corpus (one of)")
     kind = corpus.add_mutually_exclusive_group(required=True)
     kind.add_argument("--conllu", nargs="+", type=Path, metavar="FILE", help="CoNLL-U files or folders, also .gz")
-    kind.add_argument("--text", nargs="+", type=Path, metavar="FILE", help="plain text files or folders, each file a document")
+    kind.add_argument(
+        "--text", nargs="+", type=Path, metavar="FILE", help="plain text files or folders, each file a document"
+    )
     kind.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="tagged sentences as JSONL or Parquet")
-    corpus.add_argument("--tagger", default="en_core_web_sm", metavar="PIPE", help="spaCy pipeline for --text (default: %(default)s)")
-    corpus.add_argument("--processes", type=_positive, default=1, metavar="N", help="tagging processes for --text (default: 1)")
+    corpus.add_argument(
+        "--tagger", default="en_core_web_sm", metavar="PIPE", help="spaCy pipeline for --text (default: %(default)s)"
+    )
+    corpus.add_argument(
+        "--processes", type=_positive, default=1, metavar="N", help="tagging processes for --text (default: 1)"
+    )
     corpus.add_argument("--limit-sentences", type=_positive, metavar="N", help="take only the first N sentences")
     plan = parser.add_argument_group("plan")
-    plan.add_argument("--context", choices=("sentence", "document"), default="sentence", help="what the model sees at once (default: sentence)")
-    plan.add_argument("--on-long", choices=("error", "truncate", "split"), default="error", help="a sequence beyond the limit is refused, cut (and counted), or a document is split between sentences (default: error)")
-    plan.add_argument("--max-tokens", type=_positive, metavar="N", help="longest sequence (default: the model's context, at most a block)")
+    plan.add_argument(
+        "--context",
+        choices=("sentence", "document"),
+        default="sentence",
+        help="what the model sees at once (default: sentence)",
+    )
+    plan.add_argument(
+        "--on-long",
+        choices=("error", "truncate", "split"),
+        default="error",
+        help="a sequence beyond the limit is refused, cut (and counted), or a document is split between sentences (default: error)",
+    )
+    plan.add_argument(
+        "--max-tokens", type=_positive, metavar="N", help="longest sequence (default: the model's context, at most a block)"
+    )
     plan.add_argument("--no-special-tokens", action="store_true", help="do not let the tokenizer add its special tokens")
-    plan.add_argument("--block-rows", type=_positive, metavar="N", help="rows of a block, a power of two (default: what fits in 2 GiB, at most 8192)")
+    plan.add_argument(
+        "--block-rows",
+        type=_positive,
+        metavar="N",
+        help="rows of a block, a power of two (default: what fits in 2 GiB, at most 8192)",
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--backend", choices=("transformers",), default="transformers", help="engine of the forward passes")
-    run.add_argument("--encoding", choices=tuple(ENCODINGS), default="float16", help="how values are stored (default: float16)")
+    run.add_argument(
+        "--encoding", choices=tuple(ENCODINGS), default="float16", help="how values are stored (default: float16)"
+    )
     run.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="compute precision (default: float32 on a CPU, the checkpoint's on a GPU)")
-    run.add_argument("--batch-tokens", type=_positive, metavar="N", help="largest padded forward pass (default: 512 on a CPU, 16384 on a GPU)")
+    run.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="compute precision (default: float32 on a CPU, the checkpoint's on a GPU)",
+    )
+    run.add_argument(
+        "--batch-tokens",
+        type=_positive,
+        metavar="N",
+        help="largest padded forward pass (default: 512 on a CPU, 16384 on a GPU)",
+    )
     run.add_argument("--blocks", type=_block_range, metavar="A:B", help="extract only blocks A to B-1")
     parser.set_defaults(run=_extract)
 
@@ -54,7 +94,9 @@ def add_commands(commands: Any) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which model."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, metavar="PATH|ID", help="folder, .gguf file or hub id of a Llama-family model")
+    model.add_argument(
+        "--model", required=True, metavar="PATH|ID", help="folder, .gguf file or hub id of a Llama-family model"
+    )
     model.add_argument("--gguf", metavar="FILE", help="GGUF file inside the folder or hub repository")
     model.add_argument("--trust-remote-code", action="store_true", help="let the model's repository run its own Python code")
 
@@ -98,7 +140,12 @@ def _extract(options: argparse.Namespace) -> int:
     if options.json:
         print_json(report.as_dict())
         return 0
-    console = output()
+    show_counts(output(), report)
+    return 0
+
+
+def show_counts(console: "Console", report: "ExtractReport") -> None:
+    """Print what was planned, how well tokens and words align, and what is committed."""
     counts = report.counts
     console.print(
         f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, "
@@ -109,8 +156,9 @@ def _extract(options: argparse.Namespace) -> int:
         f"{counts['words_unreached']:,} words reached by no token, {counts['words_only_multi']:,} only by shared ones; "
         f"{counts['truncated_sequences']:,} sequences truncated"
     )
-    console.print(f"{report.lake}: {report.committed} of {report.blocks} blocks committed, {len(report.extracted)} by this run")
-    return 0
+    console.print(
+        f"{report.lake}: {report.committed} of {report.blocks} blocks committed, {len(report.extracted)} by this run"
+    )
 
 
 def _corpus(options: argparse.Namespace) -> "Corpus":

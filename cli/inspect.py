@@ -3,7 +3,9 @@
 import argparse
 from typing import Any
 
-from neuronlake.cli.common import add_command, add_lake, output, print_json, size, table
+from rich.markup import escape
+
+from neuronlake.cli.common import add_command, add_lake, output, print_json, size
 from neuronlake.store import open_lake, verify
 
 
@@ -60,16 +62,16 @@ def _info(options: argparse.Namespace) -> int:
         "corpus": f"{files}{' …' if len(record['corpus'].get('files', [])) > 4 else ''}, {record['context']} context",
         "text": f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, {counts['tokens']:,} tokens",
         "neurons": f"{len(lake.layers)} layers × {lake.neurons:,} neurons, site {', '.join(lake.sites)}",
-        "stored": f"{size(stored)}, {record['bytes_per_value']:.3f} bytes per value as {lake.encoding}" if values else "nothing yet",
+        "stored": f"{size(stored)}, {record['bytes_per_value']:.3f} bytes per value as {lake.encoding}"
+        if values
+        else "nothing yet",
         "blocks": f"{len(lake.blocks)} of {lake.plan.blocks} committed, {lake.block_rows:,} rows each",
         "labels": ", ".join(lake.label_columns),
         "fingerprint": lake.fingerprint[:16],
     }
-    grid = table("", "")
-    grid.show_header = False
+    console = output()
     for name, value in lines.items():
-        grid.add_row(f"[bold]{name}[/bold]", value)
-    output().print(grid)
+        console.print(f"[bold]{name:12s}[/bold]{escape(value)}")
     return 0
 
 

@@ -154,8 +154,9 @@ def _convert_gguf(path: Path, target: Path) -> None:
     # transformers refuses to save a model that it still believes to be quantised
     del model.config.quantization_config, model.hf_quantizer
     model.is_quantized = False
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    with quiet_transformers():
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
 
 
 def _hash_files(paths: list[Path]) -> str:

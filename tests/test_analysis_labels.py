@@ -1,0 +1,146 @@
+"""Labels per row against plain loops."""
+
+import numpy as np
+import pytest
+from lakes import synthetic_lake
+from memory_lake import MemoryLake
+
+from neuronlake.analysis import split_documents, token_labels
+from neuronlake.store import open_lake
+from neuronlake.store.errors import InputError
+
+
+def expected_labels(lake, by, subword, shift):
+    """One label or None per row, by a loop over the tables."""
+    words = {word["word"]: word for word in lake.words().to_pylist()}
+    found = []
+    for row in lake.tokens().to_pylist():
+        label = None
+        chosen = {"all": True, "first": row["subword"] == 0, "last": row["is_last_subword"]}[subword]
+        if row["word"] >= 0 and chosen:
+            target = words.get(row["word"] + shift)
+            if target is not None and target["sentence"] == row["sentence"]:
+                label = target[by]
+        found.append(label)
+    return found
+
+
+def as_tags(labels):
+    return [None if code < 0 else labels.tags[code] for code in labels.codes]
+
+
+@pytest.mark.parametrize("subword", ["last", "first", "all"])
+@pytest.mark.parametrize("shift", [0, 1, 3, -1, 50])
+def test_policies_and_shifts(subword, shift):
+    lake = MemoryLake()
+    expected = expected_labels(lake, "upos", subword, shift)
+    if shift == 50:  # beyond every sentence
+        with pytest.raises(InputError, match=r"no value of 'upos' has 2 or more tokens.*shift=50"):
+            token_labels(lake, "upos", subword=subword, shift=shift)
+        return
+    labels = token_labels(lake, "upos", subword=subword, shift=shift)
+    assert as_tags(labels) == expected
+    assert labels.tags == tuple(sorted({tag for tag in expected if tag is not None}))
+    assert labels.codes.dtype == np.int16
+    assert labels.counts.tolist() == [expected.count(tag) for tag in labels.tags]
+    assert labels.tokens == sum(labels.counts)
+    assert (labels.by, labels.subword, labels.shift) == ("upos", subword, shift)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_labels_of_sentences(shift):
+    lake = MemoryLake()
+    labels = token_labels(lake, "document_name", shift=shift)
+    assert labels.tags == tuple(f"d{document}" for document in range(6))
+    inside = labels.codes >= 0
+    np.testing.assert_array_equal(labels.codes[inside], labels.documents[inside])
+    position = {word["word"]: word["index"] for word in lake.words().to_pylist()}
+    for word, last, labelled in zip(labels.words, lake.column("is_last_subword"), inside, strict=True):
+        assert labelled == (word >= 0 and bool(last) and position[word] + shift < 9)
+
+
+def test_only_some_documents():
+    lake = MemoryLake()
+    everything, some = token_labels(lake, "upos"), token_labels(lake, "upos", keep_documents=iter([1, 4]))
+    np.testing.assert_array_equal(some.codes, np.where(np.isin(everything.documents, [1, 4]), everything.codes, -1))
+
+
+def test_rare_tags_are_dropped_and_reported():
+    lake = MemoryLake()
+    for word in lake._words:
+        word["upos"] = "NOUN"
+    lake._words[3]["upos"] = "RARE"
+    labels = token_labels(lake, "upos")
+    assert labels.tags == ("NOUN",)
+    assert labels.dropped == {"RARE": 1}
+    assert labels.codes[lake.column("word") == 3].tolist() == [-1] * np.count_nonzero(lake.column("word") == 3)
+    assert token_labels(lake, "upos", min_tokens=1).tags == ("NOUN", "RARE")
+
+
+def test_nothing_left_is_an_error():
+    lake = MemoryLake()
+    with pytest.raises(InputError, match="choose another label"):
+        token_labels(lake, "upos", keep_documents=[99])
+
+
+def test_unknown_names_list_the_known_ones():
+    lake = MemoryLake()
+    with pytest.raises(InputError, match="no label column 'xpos': known are upos, form"):
+        token_labels(lake, "xpos")
+    with pytest.raises(InputError, match="known are last, first, all"):
+        token_labels(lake, "upos", subword="mean")
+
+
+@pytest.mark.parametrize(("unit", "ids"), [("document", "documents"), ("sentence", "sentences")])
+def test_split_is_disjoint_complete_and_repeatable(unit, ids):
+    labels = token_labels(MemoryLake(), "upos")
+    split = split_documents(labels, test_share=0.3, seed=7, unit=unit)
+    units = np.unique(getattr(labels, ids)[labels.codes >= 0])
+    np.testing.assert_array_equal(np.sort(np.concatenate([split.train, split.test])), units)
+    assert len(split.test) == round(0.3 * len(units))
+    again = split_documents(labels, test_share=0.3, seed=7, unit=unit)
+    np.testing.assert_array_equal(split.test, again.test)
+    others = [split_documents(labels, test_share=0.3, seed=seed, unit=unit).test.tolist() for seed in range(8)]
+    assert len({tuple(other) for other in others}) > 1
+    train, test = split.rows(labels)
+    assert not np.any(train & test)
+    assert np.all((train | test)[labels.codes >= 0])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_both_sides_get_a_document(share):
+    split = split_documents(token_labels(MemoryLake(), "upos"), test_share=share)
+    assert len(split.train) >= 1
+    assert len(split.test) >= 1
+
+
+def test_one_document_names_the_alternative():
+    labels = token_labels(MemoryLake(documents=1), "upos")
+    with pytest.raises(InputError, match="split='sentence'"):
+        split_documents(labels)
+    assert len(split_documents(labels, unit="sentence").test) == 1
+    with pytest.raises(InputError, match="cannot be split"):
+        split_documents(token_labels(MemoryLake(documents=1, sentences=1), "upos"), unit="sentence")
+
+
+@pytest.mark.parametrize("settings", [{"test_share": 0.0}, {"test_share": 1.0}, {"unit": "word"}])
+def test_wrong_settings(settings):
+    with pytest.raises(InputError):
+        split_documents(token_labels(MemoryLake(), "upos"), **settings)
+
+
+@pytest.mark.parametrize("shift", [0, 1, -2])
+def test_a_lake_on_disk(tmp_path, shift):
+    synthetic_lake(tmp_path / "a.lake", tokens=200)
+    lake = open_lake(tmp_path / "a.lake")
+    labels = token_labels(lake, "upos", shift=shift)
+    assert as_tags(labels) == expected_labels(lake, "upos", "last", shift)
+    if shift == 0:
+        assert as_tags(labels) == lake.tokens(labels=["upos"]).column("upos").to_pylist()
+    np.testing.assert_array_equal(token_labels(lake, "source", shift=shift).codes >= 0, labels.codes >= 0)
+
+
+def test_sixteen_bits_of_tags_are_the_limit(monkeypatch):
+    monkeypatch.setattr("neuronlake.analysis.labels._MAX_TAGS", 2)
+    with pytest.raises(InputError, match="3 different values"):
+        token_labels(MemoryLake(), "upos")
