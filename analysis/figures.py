@@ -34,6 +34,7 @@ def layer_tag_heatmap(dataset: xr.Dataset, method: str, path: str | Path) -> Pat
     InputError
         When the method or the suffix is unknown, or there are more tags than can be drawn.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -66,7 +67,8 @@ def layer_tag_heatmap(dataset: xr.Dataset, method: str, path: str | Path) -> Pat
     axes.set_title(f"Best single neuron of each layer: {method}")
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label(f"best score: {get_ranker(method).formula}", fontsize="small")
-    # No date: the same statistics give the same file.
+    # No date and no random identifiers: the same statistics give the same file.
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
-    figure.savefig(path, metadata=metadata)
+    with rc_context({"svg.hashsalt": "neuronlake"}):
+        figure.savefig(path, metadata=metadata)
     return path

@@ -12,8 +12,10 @@ from neuronlake.analysis.features import FeatureSet, read_features
 from neuronlake.analysis.labels import BlockLabels, LabelVector, label_blocks
 from neuronlake.analysis.scatter import Scatter, total_variance, within_covariance
 from neuronlake.analysis.source import LakeSource
+from neuronlake.store.errors import InputError
 
 _TILE_ROWS = 2048  # rows converted to float64 at once
+_CONSTANT = 1e-9  # relative deviation below which a feature counts as constant; float32 resolves 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +52,35 @@ def fit_lda(scatter: Scatter, *, shrinkage: float) -> LinearClassifier:
         Of the training tokens; every tag has some.
     shrinkage
         λ, above 0 and at most 1: keeps Σ invertible when there are more features than tokens.
-    """
-    from scipy.linalg import solve
 
+    Raises
+    ------
+    InputError
+        When λ is too small for that.
+    """
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    tokens = scatter.count.sum()
+    overall = scatter.total.sum(axis=0) / tokens
     deviation = np.sqrt(total_variance(scatter))
-    # A constant feature is constant in every class: any positive scale will do.
-    scale = np.where(deviation > 0, deviation, 1.0)
+    # A constant feature may show the rounding of its mean as spread. An infinite scale takes it out of everything below.
+    scale = np.where(deviation > _CONSTANT * np.abs(scatter.centre + overall), deviation, np.inf)
     covariance = within_covariance(scatter)
     covariance /= scale
     covariance /= scale[:, None]
-    mean_variance = max(float(np.trace(covariance)) / len(scale), np.finfo(np.float64).tiny)
+    # Without any spread inside the classes any positive value gives the same predictions.
+    mean_variance = float(np.trace(covariance)) / len(scale) or 1.0
     covariance *= 1 - shrinkage
     covariance[np.diag_indices_from(covariance)] += shrinkage * mean_variance
-    tokens = scatter.count.sum()
-    overall = scatter.total.sum(axis=0) / tokens
     means = (scatter.total / scatter.count[:, None] - overall) / scale  # (tags, D)
-    weights = solve(covariance, means.T, assume_a="pos", overwrite_a=True, check_finite=False)  # (D, tags)
+    try:
+        factor = cho_factor(covariance, overwrite_a=True, check_finite=False)
+    except LinAlgError:
+        raise InputError(
+            f"the covariance of {len(scale)} features from {tokens} tokens cannot be inverted with "
+            f"shrinkage={shrinkage}: choose a larger one"
+        ) from None
+    weights = cho_solve(factor, means.T, check_finite=False)  # (D, tags)
     bias = np.log(scatter.count / tokens) - 0.5 * np.einsum("td,dt->t", means, weights)
     return LinearClassifier(centre=scatter.centre + overall, weights=weights / scale[:, None], bias=bias)
 

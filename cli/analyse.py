@@ -313,7 +313,8 @@ def _add_plot(commands: Any) -> None:
         commands,
         "plot",
         "draw a layer × tag heat map of the best neuron's score",
-        "neuronlake plot my.lake --by upos --out upos.png\nneuronlake plot my.lake --by upos --method cohen_d --out upos.svg",
+        "neuronlake plot my.lake --by upos --out upos.png\n"
+        "neuronlake plot my.lake --by upos --method cohen_d --out upos.svg",
     )
     add_lake(parser)
     _add_label_options(parser)

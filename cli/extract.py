@@ -21,7 +21,7 @@ neuronlake extract ewt.lake --model HuggingFaceTB/SmolLM2-135M --conllu en_ewt-u
 neuronlake extract ewt.lake --model ./models --gguf SmolLM2-135M-Instruct.Q4_1.gguf --conllu treebanks/
 neuronlake extract books.lake --model ./Llama-3-8B --text books/ --tagger en_core_web_sm --context document --on-long split
 neuronlake extract mine.lake --model ./model --table tagged.parquet --encoding bfloat16
-neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8     # a part of the blocks, e.g. on one of several machines
+neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8     # a part, as on one of several machines
 """
 
 
@@ -57,7 +57,7 @@ def add_commands(commands: Any) -> None:
         "--on-long",
         choices=("error", "truncate", "split"),
         default="error",
-        help="a sequence beyond the limit is refused, cut (and counted), or a document is split between sentences (default: error)",
+        help="a too long sequence is refused, cut (and counted), or its document split between sentences (default: error)",
     )
     plan.add_argument(
         "--max-tokens", type=_positive, metavar="N", help="longest sequence (default: the model's context, at most a block)"

@@ -60,7 +60,7 @@ def _info(options: argparse.Namespace) -> int:
     lines = {
         "model": f"{lake.spec.model['name']} ({lake.spec.model['architecture']}, computed in {lake.spec.capture['dtype']})",
         "corpus": f"{files}{' …' if len(record['corpus'].get('files', [])) > 4 else ''}, {record['context']} context",
-        "text": f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, {counts['tokens']:,} tokens",
+        "text": ", ".join(f"{counts[name]:,} {name}" for name in ("documents", "sentences", "words", "tokens")),
         "neurons": f"{len(lake.layers)} layers × {lake.neurons:,} neurons, site {', '.join(lake.sites)}",
         "stored": f"{size(stored)}, {record['bytes_per_value']:.3f} bytes per value as {lake.encoding}"
         if values

@@ -165,4 +165,7 @@ def _too_long(sentences: tuple[Sentence, ...], tokens: int, settings: SequenceSe
     cures = "--on-long truncate" if settings.context == "sentence" else "--on-long split or truncate"
     if len(sentences) == 1 and settings.context == "document":
         cures = "--on-long truncate"
-    return f"{first.place}: {what} has {tokens} tokens, the limit is {settings.max_tokens}: use {cures}, or a model with a longer context"
+    return (
+        f"{first.place}: {what} has {tokens} tokens, the limit is {settings.max_tokens}: "
+        f"use {cures}, or a model with a longer context"
+    )

@@ -122,11 +122,7 @@ def random_sentences(rng: np.random.Generator, tokens: int, *, tags: Many[str], 
         length = min(left, int(rng.integers(1, 13)))
         upos = rng.choice(list(tags), size=length)
         forms = [f"w{int(number)}" for number in rng.integers(0, 50, size=length)]
-        sentences.append(
-            make_sentence(
-                forms, [{"upos": str(tag)} for tag in upos], name=f"s{len(sentences)}", document="?"
-            )
-        )
+        sentences.append(make_sentence(forms, [{"upos": str(tag)} for tag in upos], name=f"s{len(sentences)}", document="?"))
         left -= length
     return assign_documents(sentences, documents)
 
@@ -159,9 +155,7 @@ def synthetic_lake(
 ) -> tuple[LakeSpec, NDArray[np.int64], NDArray[np.float32]]:
     """Write a whole random lake; returns spec, every token's row, and the float32 values (layers, tokens, neurons)."""
     rng = np.random.default_rng(seed)
-    spec = make_spec(
-        layers=layers, neurons=neurons, block_rows=block_rows, chunk_neurons=chunk_neurons, encoding=encoding
-    )
+    spec = make_spec(layers=layers, neurons=neurons, block_rows=block_rows, chunk_neurons=chunk_neurons, encoding=encoding)
     record, rows = plan_lake(root, spec, random_sentences(rng, tokens, tags=("ADJ", "NOUN", "VERB")))
     if values is None:
         values = rng.standard_normal((layers, tokens, neurons)).astype(np.float32)

@@ -7,7 +7,8 @@ from memory_lake import MemoryLake
 from neuronlake.analysis import compute_statistics, layer_tag_heatmap
 from neuronlake.store.errors import InputError
 
-UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split()
+UPOS = ["ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ"]
+UPOS += ["SYM", "VERB", "X"]
 
 
 @pytest.fixture(scope="module")

@@ -101,10 +101,21 @@ def test_constant_features_are_harmless():
     lake.values[2][:, 1] = 0
     after = probe(lake, layer=2)
     assert abs(before.accuracy - after.accuracy) < 0.1
+    labels = token_labels(lake, "upos")
+    test = np.isin(labels.documents, split_documents(labels).test)
+    lake.values[2][test, 0] = 1e6  # constant in the training documents only: must weigh nothing
+    assert probe(lake, layer=2).accuracy == after.accuracy
     for layer in lake.layers:
         lake.values[layer][:] = 1
     nothing = probe(lake)
     assert nothing.accuracy == nothing.baselines["majority"]["accuracy"]
+
+
+def test_too_little_shrinkage_is_refused():
+    lake = planted()
+    lake.values[2][:, 1] = lake.values[2][:, 0]
+    with pytest.raises(InputError, match="choose a larger one"):
+        probe(lake, layer=2, shrinkage=1e-18)
 
 
 @pytest.mark.parametrize("classifier", ["lda", "svm"])

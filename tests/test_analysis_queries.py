@@ -123,7 +123,7 @@ def test_names_of_neurons():
     assert parse_neuron(" l0.n7 ", MemoryLake()) == (0, 7)
     assert parse_neuron(neuron_name(3, 4)) == (3, 4)
     for wrong in ("12.345", "L1N2", "L1.N", "L1.N2.3", "", "L-1.N2"):
-        with pytest.raises(InputError, match="for example L12.N345"):
+        with pytest.raises(InputError, match=r"for example L12\.N345"):
             parse_neuron(wrong)
     with pytest.raises(InputError, match=r"valid are layers 0 to 1, neurons 0 to 9"):
         parse_neuron("L0.N10", MemoryLake(layers=(0, 1)))

@@ -21,7 +21,8 @@ def test_all_is_sorted_complete_and_importable():
     assert len(set(analysis.__all__)) == len(analysis.__all__)
     assert dir(analysis) == sorted(analysis.__all__)
     for name in analysis.__all__:
-        assert getattr(analysis, name).__doc__
+        public = getattr(analysis, name)
+        assert public.__doc__ or not callable(public)
     # The names a type checker sees are those that exist at run time.
     tree = ast.parse((FOLDER / "__init__.py").read_text())
     typed = {

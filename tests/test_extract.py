@@ -171,9 +171,9 @@ def test_a_lake_of_another_plan_is_left_alone(tmp_path: Path, model: Path, treeb
     root = tmp_path / "a.lake"
     run(root, model, treebank)
     before = contents(root)
-    with pytest.raises(InputError, match="different plan.*context: .sentence. in the lake, .document. now"):
+    with pytest.raises(InputError, match=r"different plan.*context: .sentence. in the lake, .document. now"):
         run(root, model, treebank, context="document", on_long="split")
-    with pytest.raises(InputError, match="model.sha256"):
+    with pytest.raises(InputError, match=r"model\.sha256"):
         run(root, make_model(tmp_path / "other", seed=1), treebank)
     assert contents(root) == before
 
@@ -223,7 +223,9 @@ def test_an_overflow_names_neuron_and_token(tmp_path: Path, treebank: Path) -> N
     with torch.no_grad():
         network.model.layers[1].mlp.up_proj.weight.mul_(1e6)
     network.save_pretrained(loud)
-    with pytest.raises(InputError, match=r"L1\.N\d+ .*beyond float16.*--encoding bfloat16.*token: .*sentence 's\d+' of tiny"):
+    with pytest.raises(
+        InputError, match=r"L1\.N\d+ .*beyond float16.*--encoding bfloat16.*token: .*sentence 's\d+' of tiny"
+    ):
         run(tmp_path / "a.lake", loud, treebank, encoding="float16")
     assert open_lake(tmp_path / "a.lake").blocks == ()
 

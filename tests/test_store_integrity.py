@@ -121,9 +121,7 @@ def test_a_folder_that_is_no_lake_is_refused_and_kept(tmp_path: Path) -> None:
 
 
 def test_unfinished_plan_is_said(tmp_path: Path) -> None:
-    create_lake(
-        tmp_path / "a.lake", make_spec(layers=1, neurons=4, block_rows=16, chunk_neurons=4, encoding="float32")
-    )
+    create_lake(tmp_path / "a.lake", make_spec(layers=1, neurons=4, block_rows=16, chunk_neurons=4, encoding="float32"))
     with pytest.raises(InputError, match="plan is not finished"):
         open_lake(tmp_path / "a.lake")
 
@@ -166,7 +164,7 @@ mine = np.isin(rows // 128, blocks)
 assert np.array_equal(open_lake(root).read(layer=1, rows=rows[mine]), values[1][mine])
 """
     (tmp_path / "disk").mkdir()
-    mount = f"mount -t tmpfs -o size=1m none {tmp_path}/disk && exec {sys.executable} -c \"$SCRIPT\" {tmp_path}/disk"
+    mount = f'mount -t tmpfs -o size=1m none {tmp_path}/disk && exec {sys.executable} -c "$SCRIPT" {tmp_path}/disk'
     result = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount],
         env={**os.environ, "SCRIPT": script},

@@ -17,7 +17,10 @@ def make_tokenizer(*, bos: bool = True) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     if bos:
@@ -43,9 +46,9 @@ def make_model(folder: Path, *, bos: bool = True, seed: int = 0, max_positions: 
         "eos_token_id": 1,
     }
     LlamaForCausalLM(LlamaConfig(**{**settings, **overrides})).save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=make_tokenizer(bos=bos), bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=make_tokenizer(bos=bos), bos_token="<s>", eos_token="</s>").save_pretrained(
+        folder
+    )
     return folder
 
 

