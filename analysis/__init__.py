@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuronlake.analysis.features import FeatureSet
     from neuronlake.analysis.figures import layer_tag_heatmap
-    from neuronlake.analysis.labels import LabelVector, Split, split_documents, token_labels
+    from neuronlake.analysis.labels import LabelVector, token_labels
     from neuronlake.analysis.neuron import neuron_name, parse_neuron
     from neuronlake.analysis.probes import ProbeResult, probe
     from neuronlake.analysis.queries import top_tokens
-    from neuronlake.analysis.rankers import RANKERS, Ranker, rank, score
+    from neuronlake.analysis.rankers import RANKERS, Ranker
+    from neuronlake.analysis.ranking import rank, score
     from neuronlake.analysis.significance import benjamini_hochberg
     from neuronlake.analysis.source import LakeSource
+    from neuronlake.analysis.splits import Split, split_documents
     from neuronlake.analysis.statistics import compute_statistics
 
 __all__ = [
@@ -43,13 +45,15 @@ __all__ = [
 _HOMES = {
     "features": ("FeatureSet",),
     "figures": ("layer_tag_heatmap",),
-    "labels": ("LabelVector", "Split", "split_documents", "token_labels"),
+    "labels": ("LabelVector", "token_labels"),
     "neuron": ("neuron_name", "parse_neuron"),
     "probes": ("ProbeResult", "probe"),
     "queries": ("top_tokens",),
-    "rankers": ("RANKERS", "Ranker", "rank", "score"),
+    "rankers": ("RANKERS", "Ranker"),
+    "ranking": ("rank", "score"),
     "significance": ("benjamini_hochberg",),
     "source": ("LakeSource",),
+    "splits": ("Split", "split_documents"),
     "statistics": ("compute_statistics",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

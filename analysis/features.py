@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from neuronlake.analysis.neuron import check_neuron, neuron_name, parse_neuron
-from neuronlake.analysis.rankers import rank
+from neuronlake.analysis.ranking import rank
 from neuronlake.analysis.source import LakeSource, choose_layers
 from neuronlake.store.errors import InputError
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from neuronlake.analysis.rankers import get_ranker, score
+from neuronlake.analysis.rankers import get_ranker
+from neuronlake.analysis.ranking import score
 from neuronlake.store.errors import InputError
 
 _SUFFIXES = (".png", ".svg", ".pdf")

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.baselines import baseline_predictions
 from neuronlake.analysis.features import NeuronRef, chosen_neurons, top_features, whole_layers
-from neuronlake.analysis.labels import MIN_TOKENS, LabelVector, split_documents, token_labels
+from neuronlake.analysis.labels import MIN_TOKENS, LabelVector, token_labels
 from neuronlake.analysis.lda import fit_lda, predict_rows
+from neuronlake.analysis.metrics import accuracy_and_f1, confusion_counts, per_tag_scores
 from neuronlake.analysis.rankers import get_ranker
 from neuronlake.analysis.ranksum import SEGMENT_BYTES
 from neuronlake.analysis.scatter import gather_scatter
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, versions
+from neuronlake.analysis.splits import split_documents
 from neuronlake.analysis.statistics import statistics_of_labels
 from neuronlake.analysis.svm import fit_svm, load_rows
 from neuronlake.store.errors import InputError
@@ -103,7 +105,7 @@ def probe(
         ``lda``: closed form, out of core (see `lda.fit_lda`); ``svm``: linear, training rows in memory (see
         `svm.fit_svm`).
     split, test_share, seed
-        How documents (or sentences) are held out, see `labels.split_documents`.
+        How documents (or sentences) are held out, see `splits.split_documents`.
     shrinkage
         λ of the discriminant analysis, in (0, 1].
     max_bytes
@@ -158,13 +160,13 @@ def probe(
     predicted = predict_rows(source, test, features, model, **options)
     truth = test.codes[test.codes >= 0]
     baselines = {
-        name: _accuracy_and_f1(truth, guesses) for name, guesses in baseline_predictions(source, train, test).items()
+        name: accuracy_and_f1(truth, guesses) for name, guesses in baseline_predictions(source, train, test).items()
     }
     return ProbeResult(
-        **_accuracy_and_f1(truth, predicted),
+        **accuracy_and_f1(truth, predicted),
         tags=train.tags,
-        per_tag=_per_tag(truth, predicted, train.tags),
-        confusion=_confusion(truth, predicted, len(train.tags)),
+        per_tag=per_tag_scores(truth, predicted, train.tags),
+        confusion=confusion_counts(truth, predicted, len(train.tags)),
         baselines=baselines,
         counts={
             "n_train": train.tokens,
@@ -224,36 +226,3 @@ def _train_and_test(
 
 def _distinct(labels: LabelVector, ids: NDArray[Any]) -> int:
     return int(np.unique(ids[labels.codes >= 0]).size)
-
-
-def _accuracy_and_f1(truth: NDArray[np.int16], predicted: NDArray[np.int16]) -> dict[str, float]:
-    from sklearn.metrics import accuracy_score, f1_score
-
-    return {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
-    }
-
-
-def _per_tag(truth: NDArray[np.int16], predicted: NDArray[np.int16], tags: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision, recall, f1, support = precision_recall_fscore_support(
-        truth, predicted, labels=np.arange(len(tags)), zero_division=0
-    )
-    return {
-        tag: {
-            "precision": float(precision[at]),
-            "recall": float(recall[at]),
-            "f1": float(f1[at]),
-            "support": int(support[at]),
-        }
-        for at, tag in enumerate(tags)
-    }
-
-
-def _confusion(truth: NDArray[np.int16], predicted: NDArray[np.int16], tags: int) -> NDArray[np.int64]:
-    from sklearn.metrics import confusion_matrix
-
-    matrix: NDArray[np.int64] = confusion_matrix(truth, predicted, labels=np.arange(tags))
-    return matrix

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis import kernels
 from neuronlake.store.errors import InputError
 
-SEGMENT_BYTES = 32 << 20  # 32 MiB of keys: 262,144 tokens of 64 neurons are ranked in one pass over the lake
+SEGMENT_BYTES = 64 << 20  # 64 MiB of keys: 524,288 tokens of 64 neurons are ranked in one pass over the lake
 _MAX_TOKENS = (1 << 31) - 1  # doubled midranks are kept in uint32
 
 

@@ -91,7 +91,8 @@ def _stats(options: argparse.Namespace) -> int:
         raise InputError(f"{options.out} exists: choose another name")
     result = statistics(open_lake(options.lake), options, auroc=True)
     if options.out is not None:
-        result.to_zarr(options.out, zarr_format=3, consolidated=False)
+        # format 2: Zarr 3 has no settled data type for the tags, which are strings
+        result.to_zarr(options.out, zarr_format=2, consolidated=False)
     from neuronlake.analysis import rank
 
     rows = []
@@ -215,7 +216,9 @@ def _top(options: argparse.Namespace) -> int:
         return 0
     grid = table(">value", *options.labels, "context")
     for entry in found:
-        grid.add_row(number(entry["value"]), *(escape(str(entry[label] or "–")) for label in options.labels), context(entry))
+        grid.add_row(
+            number(entry["value"]), *(escape(str(entry["labels"][label] or "–")) for label in options.labels), context(entry)
+        )
     output().print(grid)
     return 0
 

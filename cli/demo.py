@@ -43,7 +43,7 @@ def _demo(options: argparse.Namespace) -> int:
     text = options.folder / "text"
     write_pydoc_prose(text, max_words=options.words)
     with ExtractProgress(messages()) as progress:
-        source = resolve_model(_gguf(), say=progress.observer.say)
+        source = resolve_model(model_file(), say=progress.observer.say)
         corpus = TextCorpus(paths=(text,), tagger=_TAGGER)
         report = extract(options.lake, corpus, source, ExtractSettings(block_rows=4096), progress.observer)
     lake = open_lake(options.lake)
@@ -92,7 +92,8 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _gguf() -> str:
+def model_file() -> str:
+    """Return the path of the GGUF file that the model's package holds."""
     spec = find_spec(_MODEL_PACKAGE)
     locations = spec.submodule_search_locations if spec is not None else None
     for location in locations or ():

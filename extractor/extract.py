@@ -14,7 +14,7 @@ from neuronlake.extractor.sequences import SequenceSettings, make_sequences
 from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.tokenizer import Tokenizer
 from neuronlake.store.commits import committed_blocks, read_commit
-from neuronlake.store.create import create_lake
+from neuronlake.store.create import create_lake, discard_unfinished
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import ActivationError, InputError
 from neuronlake.store.files import read_checked
@@ -118,7 +118,11 @@ def extract(
     plan = read_plan_record(root)
     if plan is None:
         observer.say("planning: reading, tagging and aligning the corpus")
-        plan = _plan(root, spec, corpus, tokenizer, sequences, observer, {root_record.path: root_record})
+        try:
+            plan = _plan(root, spec, corpus, tokenizer, sequences, observer, {root_record.path: root_record})
+        except InputError:  # bad input leaves nothing behind
+            discard_unfinished(root)
+            raise
     todo = _todo(root, plan, settings)
     if todo:
         _run(root, spec, plan, todo, source, settings, observer)

@@ -1,6 +1,8 @@
 """Start a lake, or recognise one that is already there."""
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ def read_spec(root: Path) -> LakeSpec:
 def create_lake(root: Path, spec: LakeSpec) -> FileRecord:
     """Create the lake's folder and root metadata, or check that the lake there is the same one.
 
-    Temporary files of dead processes are removed. Nothing else of an existing lake is touched.
+    Temporary files of dead processes are removed, and an unfinished plan with other settings is replaced: it holds nothing
+    that the same command would not make again. Nothing else of an existing lake is touched.
 
     Raises
     ------
@@ -47,7 +50,10 @@ def create_lake(root: Path, spec: LakeSpec) -> FileRecord:
     path = root / layout.ROOT_METADATA
     if path.exists():
         existing = read_spec(root)
-        if differences := existing.differences(spec):
+        if (differences := existing.differences(spec)) and not (root / layout.PLAN_RECORD).exists():
+            discard_unfinished(root)
+            return create_lake(root, spec)
+        if differences:
             raise InputError(
                 f"{root} exists with a different plan ({'; '.join(differences[:4])}"
                 f"{f'; and {len(differences) - 4} more' if len(differences) > 4 else ''}): "
@@ -62,6 +68,17 @@ def create_lake(root: Path, spec: LakeSpec) -> FileRecord:
     record = write_file(root, layout.ROOT_METADATA, [dump_metadata(root_metadata(spec))])
     sync_folder(root)
     return record
+
+
+def discard_unfinished(root: Path) -> None:
+    """Remove what an unfinished plan left behind, and the lake's folder if nothing else is in it."""
+    if (root / layout.PLAN_RECORD).exists():
+        raise ValueError(f"the plan of {root} is finished: it is not ours to discard")
+    for folder in ("plan", "words", "sentences", "activations"):
+        shutil.rmtree(root / folder, ignore_errors=True)
+    (root / layout.ROOT_METADATA).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it, and stays
+        root.rmdir()
 
 
 def json_object(path: Path) -> dict[str, Any]:

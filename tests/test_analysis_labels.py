@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from lakes import synthetic_lake
+from lakes import make_spec, plan_lake, random_sentences, synthetic_lake, write_blocks
 from memory_lake import MemoryLake
 
 from neuronlake.analysis import split_documents, token_labels
@@ -144,3 +144,21 @@ def test_sixteen_bits_of_tags_are_the_limit(monkeypatch):
     monkeypatch.setattr("neuronlake.analysis.labels._MAX_TAGS", 2)
     with pytest.raises(InputError, match="3 different values"):
         token_labels(MemoryLake(), "upos")
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_lake_without_a_committed_block(tmp_path, shift):
+    spec = make_spec(layers=1, neurons=4, block_rows=64, chunk_neurons=4, encoding="float16")
+    plan_lake(tmp_path, spec, random_sentences(np.random.default_rng(0), 50, tags=("NOUN", "VERB")))
+    with pytest.raises(InputError, match="among the 0 labelled ones"):
+        token_labels(open_lake(tmp_path), "upos", shift=shift)
+
+
+def test_only_committed_blocks_are_labelled(tmp_path):
+    spec = make_spec(layers=1, neurons=4, block_rows=64, chunk_neurons=4, encoding="float16")
+    record, rows = plan_lake(tmp_path, spec, random_sentences(np.random.default_rng(0), 200, tags=("NOUN", "VERB")))
+    values = np.zeros((1, 200, 4), dtype=np.float32)
+    write_blocks(tmp_path, spec, record, rows, values, blocks=[0, 2])
+    labels = token_labels(open_lake(tmp_path), "upos", shift=1)
+    assert labels.blocks == (0, 2)
+    assert as_tags(labels) == expected_labels(open_lake(tmp_path), "upos", "last", 1)

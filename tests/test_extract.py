@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,16 @@ def test_a_lake_of_another_plan_is_left_alone(tmp_path: Path, model: Path, treeb
     with pytest.raises(InputError, match=r"model\.sha256"):
         run(root, make_model(tmp_path / "other", seed=1), treebank)
     assert contents(root) == before
+
+
+def test_an_unfinished_plan_makes_room_for_another(tmp_path: Path, model: Path, treebank: Path) -> None:
+    root = tmp_path / "a.lake"
+    run(root, model, treebank)
+    shutil.rmtree(root / "commits")
+    (root / "plan" / "plan.json").unlink()  # as a kill while planning leaves it
+    lake = run(root, model, treebank, encoding="bfloat16")
+    assert lake.encoding == "bfloat16"
+    assert not verify(root, full=True).unknown_files
 
 
 def test_batch_size_may_change_between_runs(tmp_path: Path, model: Path, treebank: Path) -> None:

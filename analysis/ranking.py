@@ -1,0 +1,103 @@
+"""Scores and ranking lists, whatever the ranker."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from neuronlake.analysis.contrast import with_rest
+from neuronlake.analysis.neuron import neuron_name
+from neuronlake.analysis.rankers import get_ranker
+from neuronlake.store.errors import InputError
+
+_DIMS = ("tag", "layer", "neuron")
+
+
+def score(dataset: xr.Dataset, method: str) -> xr.Dataset:
+    """Score every neuron for every tag.
+
+    Parameters
+    ----------
+    dataset
+        Of `compute_statistics`.
+    method
+        Name of a ranker.
+
+    Returns
+    -------
+    xarray.Dataset
+        The ranker's variables (see `rankers`), ``mean``, ``mean_rest`` and ``count``.
+
+    Raises
+    ------
+    InputError
+        When the method is unknown, or there are fewer than two tags.
+    """
+    ranker = get_ranker(method)
+    complete = with_rest(dataset)
+    scores = ranker.function(complete)
+    return scores.assign({name: complete[name] for name in ("mean", "mean_rest", "count")}).assign_attrs(
+        {**dataset.attrs, "method": method}
+    )
+
+
+def rank(
+    dataset: xr.Dataset, method: str = "auroc", *, top: int = 10, tags: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The strongest neurons of every tag, strongest first; equal ones by layer, then neuron.
+
+    Parameters
+    ----------
+    dataset
+        Of `compute_statistics`.
+    method
+        Name of a ranker.
+    top
+        Neurons per tag.
+    tags
+        Only these tags (still compared with all others).
+
+    Returns
+    -------
+    list of dict
+        tag, layer, neuron, name, rank (from 1), score, sign, the statistic under the method's name, p and q where
+        defined, mean, mean_rest, count. All values are finite and JSON-compatible.
+
+    Raises
+    ------
+    InputError
+        When the method or a tag is unknown (the known ones are listed), or `top` is below 1.
+    """
+    if top < 1:
+        raise InputError(f"top must be at least 1, got {top}")
+    known = [str(tag) for tag in dataset["tag"].to_numpy()]
+    for tag in tags or ():
+        if tag not in known:
+            raise InputError(f"unknown tag {tag!r}: known are {', '.join(known)}")
+    scores = score(dataset, method)
+    fields = [name for name in (method, "p", "q", "mean", "mean_rest") if name in scores]
+    table = {name: scores[name].transpose(*_DIMS).to_numpy() for name in ("score", "sign", *fields)}
+    layers, neurons = scores["layer"].to_numpy(), scores["neuron"].to_numpy()
+    entries = []
+    for tag in known if tags is None else tags:
+        position = known.index(tag)
+        # A stable sort of the flat (layer, neuron) order breaks ties as promised.
+        best = np.argsort(-table["score"][position].ravel(), kind="stable")[:top]
+        for place, flat in enumerate(best):
+            at = (position, *np.unravel_index(flat, table["score"].shape[1:]))
+            layer, neuron = int(layers[at[1]]), int(neurons[at[2]])
+            entries.append(
+                {
+                    "tag": tag,
+                    "layer": layer,
+                    "neuron": neuron,
+                    "name": neuron_name(layer, neuron),
+                    "rank": place + 1,
+                    "score": float(table["score"][at]),
+                    "sign": int(table["sign"][at]),
+                    **{name: float(table[name][at]) for name in fields},
+                    "count": int(scores["count"].to_numpy()[position]),
+                }
+            )
+    return entries
