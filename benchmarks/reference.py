@@ -15,16 +15,14 @@ def run() -> dict[str, object]:
     statistics = {policy: compute_statistics(lake, "upos", subword=policy) for policy in ("last", "all")}
     seconds = (time.perf_counter() - start) / 2
     best = {policy: {entry["tag"]: entry for entry in rank(found, "auroc", top=1)} for policy, found in statistics.items()}
-    print(
-        "| tag | tokens | best neuron (last sub-word) | AUROC | best neuron (all sub-words) | AUROC |\n|---|---|---|---|---|---|"
-    )
+    print("| tag | tokens | best neuron (last sub-word) | AUROC | best neuron (all sub-words) | AUROC |", end="\n|")
+    print("---|" * 6)
     for tag, entry in best["last"].items():
         other = best["all"][tag]
         neurons = " | ".join(f"{found['name']} | {found['auroc']:.3f}" for found in (entry, other))
         print(f"| {tag} | {entry['count']:,} | {neurons} |")
-    print(
-        "\n| probe on layer 0 | split | accuracy | macro-F1 | majority | most frequent tag per word |\n|---|---|---|---|---|---|"
-    )
+    print("\n| probe on layer 0 | split | accuracy | macro-F1 | majority | most frequent tag per word |", end="\n|")
+    print("---|" * 6)
     probes = {}
     for classifier in ("svm", "lda"):
         for split in ("sentence", "document"):
