@@ -13,8 +13,10 @@ from neuronlake.store.errors import InputError
 
 # float32 matrix, scikit-learn's float64 copy of it, and liblinear's own sparse form of index and value.
 _BYTES_PER_VALUE = 4 + 8 + 16
-_STRENGTH = 16.0  # C·n: the loss of 16 tokens weighs as much as the penalty, however many tokens there are
-_TOLERANCE = 1e-2  # relative to the starting gradient; 1e-3 takes longer and predicts the same
+# C·n, so that the balance of loss and penalty does not depend on the number of tokens. On a layer of SmolLM2-135M, 16
+# costs 3 points of macro-F1.
+_STRENGTH = 64.0
+_TOLERANCE = 0.1  # 0.01 takes half as long again and predicts the same
 _MAX_ITERATIONS = 1000
 
 
@@ -46,13 +48,16 @@ def load_rows(
 def fit_svm(values: NDArray[np.float32], labels: NDArray[np.int16], *, seed: int) -> tuple[LinearClassifier, bool]:
     """Fit one-versus-rest linear SVMs (squared hinge loss, ℓ2 penalty) on standardised features.
 
-    The primal is solved: its cost does not explode when tokens outnumber features. `values` is standardised in place.
+    The dual is solved by coordinate descent: on real activations, 21,000 tokens × 1,536 features × 17 tags take 30 s, the
+    primal Newton method two to four times as long. `values` is standardised in place.
 
     Parameters
     ----------
     values : float32 (n, D)
     labels : int16 (n,)
         Every tag 0 … tags − 1 occurs.
+    seed
+        Of the order in which coordinates are visited.
 
     Returns
     -------
@@ -65,11 +70,12 @@ def fit_svm(values: NDArray[np.float32], labels: NDArray[np.int16], *, seed: int
     centre = values.mean(axis=0, dtype=np.float64)
     values -= centre.astype(np.float32)
     remainder = values.mean(axis=0, dtype=np.float64)  # what rounding the centre to float32 left
-    deviation = np.sqrt(np.einsum("nd,nd->d", values, values, dtype=np.float64) / len(values) - remainder**2)
+    squares = np.einsum("nd,nd->d", values, values, dtype=np.float64) / len(values)
+    deviation = np.sqrt(np.maximum(squares - remainder**2, 0.0))
     scale = np.where(deviation > 0, deviation, 1.0)
     values /= scale.astype(np.float32)
     machine: Any = LinearSVC(
-        C=_STRENGTH / len(values), dual=False, tol=_TOLERANCE, max_iter=_MAX_ITERATIONS, random_state=seed
+        C=_STRENGTH / len(values), dual=True, tol=_TOLERANCE, max_iter=_MAX_ITERATIONS, random_state=seed
     )
     converged = _fit_quietly(machine, values, labels, ConvergenceWarning)
     weights, bias = machine.coef_, machine.intercept_
