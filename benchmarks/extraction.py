@@ -1,110 +1,113 @@
-"""Extraction against the bare forward pass of the same batches, alternating in one run.
+"""Extraction against the bare forward pass of the same batches, alternating batch by batch.
 
-Isolates the price of capture, encoding, compression, checksums, fsync and commits. `bare` runs the model and keeps
-nothing; `hooks` is the least one can do (each layer's input copied as float16 into a memory map); `neuronlake` is the
-real path up to the commit of the last block, which it waits for.
+Isolates the price of capture, encoding, compression, checksums, fsync and commits. `neuronlake` is the real path up to the
+commit of each block; `hooks` is the least one can do (each layer's input copied as float16 into a memory map, flushed at
+the block's end). Every batch runs bare and captured one after the other, in changing order, because the speed of a shared
+machine drifts by more than the difference. The sync of a block is waited for and counted in full, although in a real run
+it overlaps the next block.
 """
 
 import time
-from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.common import EWT_DEV, corpora, keep, scratch, smollm2
 
-ROUNDS = 4
-BLOCKS_PER_SEGMENT = 2
-BLOCK_ROWS = 2048
+BLOCKS = 3
+BLOCK_ROWS = 8192
 BATCH_TOKENS = 512
 
 
-def run(rounds: int = ROUNDS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
+def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
     """Print tokens per second of each variant and the ratios to `bare`."""
     import torch
 
-    import neuronlake.store.layout as layout
     from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
     from neuronlake.extractor.batching import plan_batches
-    from neuronlake.extractor.capture import BlockPlan, capture_block, make_batch
+    from neuronlake.extractor.capture import Batch, BlockPlan, _Sink, make_batch
     from neuronlake.extractor.model import Model
-    from neuronlake.store import BlockWriter, create_lake, open_lake
-    from neuronlake.store.files import read_checked
-    from neuronlake.store.plan_record import read_plan_record
-    from neuronlake.store.tables import from_parquet
+    from neuronlake.store import BlockWriter, open_lake
 
     source = resolve_model(smollm2())
     model = Model.load(source, device="cpu", dtype="float32")
     with scratch() as folder:
         root = Path(folder) / "a.lake"
-        corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,))
-        # the plan of the whole corpus, and one block, so that everything is compiled and warm
-        extract(root, corpus, source, ExtractSettings(block_rows=block_rows, blocks=(0, 1), batch_tokens=BATCH_TOKENS))
-        spec, plan = open_lake(root).spec, read_plan_record(root)
-        assert plan is not None
-        assert create_lake(root, spec)
+        # plans the corpus and extracts its last block, so that everything is compiled and warm
+        last = -(-30_245 // block_rows) - 1
+        settings = ExtractSettings(block_rows=block_rows, blocks=(last, last + 1), batch_tokens=BATCH_TOKENS)
+        extract(root, ConlluCorpus(paths=(corpora() / EWT_DEV,)), source, settings)
+        lake = open_lake(root)
+        spec = lake.spec
+        plans = [BlockPlan.from_table(lake.read_table("plan", block)) for block in range(blocks)]
 
-        def block_plan(block: int) -> BlockPlan:
-            return BlockPlan.from_table(from_parquet(read_checked(root, plan.files[layout.table_path("plan", block)])))
-
-        def forward(plans: list[BlockPlan], receive) -> None:  # type: ignore[no-untyped-def]
-            for part in plans:
-                for members in plan_batches(part.lengths, batch_tokens=BATCH_TOKENS):
-                    batch = make_batch(part, members)
-                    with torch.inference_mode():
-                        if receive is None:
+        def alternate(plan: BlockPlan, captured: Callable[[Batch], None]) -> tuple[float, float]:
+            seconds = [0.0, 0.0]
+            for number, members in enumerate(plan_batches(plan.lengths, batch_tokens=BATCH_TOKENS)):
+                batch = make_batch(plan, members)
+                for turn in (0, 1) if number % 2 else (1, 0):
+                    start = time.perf_counter()
+                    if turn:
+                        captured(batch)
+                    else:
+                        with torch.inference_mode():
                             model.module(input_ids=torch.from_numpy(batch.ids), use_cache=False)
-                        else:
-                            model.capture(
-                                torch.from_numpy(batch.ids), lambda layer, x, batch=batch: receive(layer, x, batch)
-                            )
+                    seconds[turn] += time.perf_counter() - start
+            return seconds[0], seconds[1]
 
-        def bare(plans: list[BlockPlan], _blocks: list[int]) -> None:
-            forward(plans, None)
+        def neuronlake() -> dict[str, float]:
+            spent = {"bare": 0.0, "forward and capture": 0.0, "encode": 0.0, "sync and commit": 0.0}
+            with BlockWriter(root, spec, overlap_encoding=False) as writer:
+                for block, plan in enumerate(plans):
+                    buffer = writer.buffer(plan.rows)
+                    bare, captured = alternate(
+                        plan,
+                        lambda batch, buffer=buffer: model.capture(  # type: ignore[misc]
+                            torch.from_numpy(batch.ids), _Sink(buffer, spec.sites[0], batch).receive
+                        ),
+                    )
+                    submitted = time.perf_counter()
+                    writer.submit(block, plan.rows, buffer, {})
+                    encoded = time.perf_counter()
+                    writer.flush()
+                    _add(spent, bare, captured, encoded - submitted, time.perf_counter() - encoded)
+            return spent
 
-        def hooks(plans: list[BlockPlan], _blocks: list[int]) -> None:
+        def hooks() -> dict[str, float]:
+            spent = {"bare": 0.0, "forward and capture": 0.0, "flush": 0.0}
             shape = (len(spec.layers), block_rows, spec.neurons)
-            path = Path(folder) / "hooks.npy"
-            for part in plans:
-                target = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-                tensor = torch.from_numpy(target)
+            file = np.lib.format.open_memmap(Path(folder) / "hooks.npy", mode="w+", dtype=np.float16, shape=shape)
+            target = torch.from_numpy(file)
 
-                def receive(layer, x, batch, tensor=tensor) -> None:  # type: ignore[no-untyped-def]
-                    rows = torch.from_numpy(batch.target)
-                    tensor[layer].index_copy_(0, rows, x.reshape(-1, x.shape[-1])[batch.source].to(torch.float16))
+            def captured(batch: Batch) -> None:
+                rows, chosen = torch.from_numpy(batch.target), torch.from_numpy(batch.source)
 
-                forward([part], receive)
-                target.flush()
+                def receive(layer: int, x: Any) -> None:
+                    target[layer].index_copy_(0, rows, x.reshape(-1, x.shape[-1])[chosen].to(torch.float16))
 
-        def neuronlake(plans: list[BlockPlan], blocks: list[int]) -> None:
-            with BlockWriter(root, spec) as writer:
-                for part, block in zip(plans, blocks, strict=True):
-                    buffer = writer.buffer(part.rows)
-                    capture_block(model, part, buffer, site=spec.sites[0], batch_tokens=BATCH_TOKENS)
-                    writer.submit(block, part.rows, buffer, {})
+                model.capture(torch.from_numpy(batch.ids), receive)
 
-        seconds: dict[str, list[float]] = defaultdict(list)
-        tokens = []
-        variants = {"bare": bare, "hooks": hooks, "neuronlake": neuronlake}
-        for round_number in range(rounds):
-            first = 1 + round_number * BLOCKS_PER_SEGMENT
-            blocks = [block % plan.blocks for block in range(first, first + BLOCKS_PER_SEGMENT)]
-            plans = [block_plan(block) for block in blocks]
-            tokens.append(sum(part.rows for part in plans))
-            # forwards, then backwards: a drift of the machine's speed falls on all alike
-            order = list(variants) if round_number % 2 == 0 else list(reversed(variants))
-            for name in order:
+            for plan in plans:
+                bare, seconds = alternate(plan, captured)
                 start = time.perf_counter()
-                variants[name](plans, blocks)
-                seconds[name].append(time.perf_counter() - start)
-    rates = {name: sum(tokens) / sum(times) for name, times in seconds.items()}
-    ratios = {name: rates[name] / rates["bare"] for name in rates}
-    by_round = {
-        name: [round(base / spent, 4) for base, spent in zip(seconds["bare"], times, strict=True)]
-        for name, times in seconds.items()
-    }
-    print("| variant | tokens/s | of bare | by round |\n|---|---|---|---|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:.0f} | {ratios[name]:.3f} | {', '.join(f'{ratio:.3f}' for ratio in by_round[name])} |")
-    keep("extraction", {"tokens": sum(tokens), "tokens_per_s": rates, "of_bare": ratios, "of_bare_by_round": by_round})
+                file.flush()
+                _add(spent, bare, seconds, time.perf_counter() - start)
+            return spent
+
+        spent = {"neuronlake": neuronlake(), "hooks": hooks()}
+    tokens = sum(plan.rows for plan in plans)
+    ratios = {name: parts["bare"] / (sum(parts.values()) - parts["bare"]) for name, parts in spent.items()}
+    print("| variant | of bare | tokens/s | bare tokens/s | seconds |\n|---|---|---|---|---|")
+    for name, parts in spent.items():
+        detail = ", ".join(f"{part} {seconds:.2f}" for part, seconds in parts.items())
+        bare = tokens / parts["bare"]
+        print(f"| {name} | {ratios[name]:.3f} | {bare * ratios[name]:.0f} | {bare:.0f} | {detail} |")
+    keep("extraction", {"tokens": tokens, "seconds": spent, "of_bare": ratios})
     return ratios
+
+
+def _add(spent: dict[str, float], *seconds: float) -> None:
+    for name, more in zip(spent, seconds, strict=True):
+        spent[name] += more

@@ -231,7 +231,7 @@ def _run(
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))
     site = spec.sites[0]
-    with BlockWriter(root, spec) as writer:
+    with BlockWriter(root, spec, overlap_encoding=model.device.type != "cpu") as writer:
         for block in todo:
             table = from_parquet(
                 read_checked(root, plan.files[layout.table_path("plan", block)]), ["token_id", "position", "flags"]

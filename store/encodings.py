@@ -60,11 +60,10 @@ class Encoding:
             {"name": "crc32c"},
         ]
 
-    def compress(self, chunk: NDArray[Any]) -> bytes:
-        """Encode one contiguous chunk of stored values, checksum last."""
+    def compress(self, chunk: NDArray[Any]) -> tuple[bytes, bytes]:
+        """Encode one contiguous chunk of stored values; return its bytes and their checksum, to be written in this order."""
         packed: bytes = blosc.compress(chunk, _COMPRESSOR.encode(), _LEVEL, blosc.BITSHUFFLE)
-        checksum: bytes = google_crc32c.value(packed).to_bytes(_CHECKSUM_BYTES, "little")
-        return packed + checksum
+        return packed, google_crc32c.value(packed).to_bytes(_CHECKSUM_BYTES, "little")
 
     def decompress(self, data: bytes, out: NDArray[Any], what: str) -> None:
         """Check and decode one chunk into `out` (contiguous, stored dtype).

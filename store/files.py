@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import secrets
@@ -34,6 +35,48 @@ class FileRecord:
         return {"path": self.path, "bytes": self.bytes, "crc32c": self.crc32c}
 
 
+class StagedFile:
+    """A file written in full under a temporary name; `publish` makes it durable and gives it its own name.
+
+    Staging costs the processor (the parts may be computed on the way), publishing waits for the disk: a caller with
+    threads for each keeps both busy.
+    """
+
+    def __init__(self, root: Path, path: str, parts: Iterable[bytes]):
+        self._target = root / path
+        self._temporary = self._target.with_name(_temporary_name(self._target.name))
+        size, checksum = 0, 0
+        with self._cleaning_up():
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("xb", buffering=0)
+            for part in parts:
+                _write_all(self._file, part)
+                size += len(part)
+                checksum = google_crc32c.extend(checksum, part)
+        self._record = FileRecord(path=path, bytes=size, crc32c=f"{checksum:08x}")
+
+    def publish(self) -> FileRecord:
+        """Sync and rename. The caller syncs the folder (`sync_folder`) once all files of a step are there."""
+        with self._cleaning_up():
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self._target)
+        return self._record
+
+    @contextlib.contextmanager
+    def _cleaning_up(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError, AttributeError):  # the first error is the one to show
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise storage_error(error, self._target, "write") from error
+            raise
+
+
 def write_file(root: Path, path: str, parts: Iterable[bytes]) -> FileRecord:
     """Write `parts` to ``root/path`` so that the file is either absent or whole, whatever happens meanwhile.
 
@@ -44,25 +87,13 @@ def write_file(root: Path, path: str, parts: Iterable[bytes]) -> FileRecord:
     StorageError
         When the file system refuses; the temporary file is removed.
     """
-    target = root / path
-    temporary = target.with_name(_temporary_name(target.name))
-    size, checksum = 0, 0
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-                size += len(part)
-                checksum = google_crc32c.extend(checksum, part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise storage_error(error, target, "write") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename; otherwise the first error is the one to show
-            temporary.unlink(missing_ok=True)
-    return FileRecord(path=path, bytes=size, crc32c=f"{checksum:08x}")
+    return StagedFile(root, path, parts).publish()
+
+
+def _write_all(file: io.FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # an unbuffered write may stop short, at 2 GiB for one
+        view = view[file.write(view) or 0 :]
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,52 +8,42 @@ from numpy.typing import NDArray
 
 from neuronlake.store.floats import bf16bits_to_f32, f16bits_to_f32, f32_bits, f32_to_bf16bits, f32_to_f16bits
 
-_njit = numba.njit(nogil=True, cache=True)
 _EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
-
-
-@_njit  # type: ignore[untyped-decorator]
-def _scatter_f16(values: Any, source: Any, target: Any, tiles: Any) -> Any:
-    chunks, _, width = tiles.shape
-    largest = numba.uint16(0)
-    for i in range(source.shape[0]):
-        for chunk in range(chunks):
-            for j in range(min(width, values.shape[1] - chunk * width)):
-                bits = f32_to_f16bits(values[source[i], chunk * width + j])
-                tiles[chunk, target[i], j] = bits
-                largest = max(largest, numba.uint16(bits & numba.uint16(0x7FFF)))
-    return largest
-
-
-@_njit  # type: ignore[untyped-decorator]
-def _scatter_bf16(values: Any, source: Any, target: Any, tiles: Any) -> Any:
-    chunks, _, width = tiles.shape
-    largest = numba.uint16(0)
-    for i in range(source.shape[0]):
-        for chunk in range(chunks):
-            for j in range(min(width, values.shape[1] - chunk * width)):
-                bits = f32_to_bf16bits(values[source[i], chunk * width + j])
-                tiles[chunk, target[i], j] = bits
-                largest = max(largest, numba.uint16(bits & numba.uint16(0x7FFF)))
-    return largest
-
-
-@_njit  # type: ignore[untyped-decorator]
-def _scatter_f32(values: Any, source: Any, target: Any, tiles: Any) -> Any:
-    chunks, _, width = tiles.shape
-    largest = numba.uint32(0)
-    for i in range(source.shape[0]):
-        for chunk in range(chunks):
-            for j in range(min(width, values.shape[1] - chunk * width)):
-                value = values[source[i], chunk * width + j]
-                tiles[chunk, target[i], j] = value
-                largest = max(largest, f32_bits(value) & numba.uint32(0x7FFFFFFF))
-    return largest
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _as_is(value: Any) -> Any:
     return value
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _magnitude_16(bits: Any) -> Any:
+    return numba.uint16(bits & numba.uint16(0x7FFF))  # numba widens the operation: narrow lanes are a third faster
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _magnitude_32(value: Any) -> Any:
+    return f32_bits(value) & numba.uint32(0x7FFFFFFF)
+
+
+def _make_scatter(cast: Any, magnitude: Any, kind: Any) -> Any:
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def scatter(values: Any, source: Any, target: Any, tiles: Any) -> Any:
+        chunks, _, width = tiles.shape
+        largest = kind(0)
+        for i in range(source.shape[0]):
+            for chunk in range(chunks):
+                # One-dimensional views: with full indexing LLVM gives up on vectorising, at a fifth of the speed.
+                first = chunk * width
+                row = values[source[i], first : min(first + width, values.shape[1])]
+                out = tiles[chunk, target[i]]
+                for j in range(row.shape[0]):
+                    stored = cast(row[j])
+                    out[j] = stored
+                    largest = max(largest, magnitude(stored))
+        return largest
+
+    return scatter
 
 
 def _make_gather(decode: Any) -> Any:
@@ -80,7 +70,11 @@ def _make_unpack(decode: Any) -> Any:
 _DECODE = {"float32": _as_is, "float16": f16bits_to_f32, "bfloat16": bf16bits_to_f32}
 _GATHER = {name: _make_gather(decode) for name, decode in _DECODE.items()}
 _UNPACK = {name: _make_unpack(decode) for name, decode in _DECODE.items()}
-_SCATTER = {"float16": _scatter_f16, "bfloat16": _scatter_bf16, "float32": _scatter_f32}
+_SCATTER = {
+    "float32": _make_scatter(_as_is, _magnitude_32, numba.uint32),
+    "float16": _make_scatter(f32_to_f16bits, _magnitude_16, numba.uint16),
+    "bfloat16": _make_scatter(f32_to_bf16bits, _magnitude_16, numba.uint16),
+}
 
 
 def scatter(
