@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import os
 import secrets
@@ -15,6 +14,7 @@ from typing import Any
 
 import google_crc32c
 
+from neuronlake.store.direct import DirectFile
 from neuronlake.store.errors import DamageError, StorageError
 
 _TEMPORARY = ".tmp"
@@ -48,17 +48,18 @@ class StagedFile:
         size, checksum = 0, 0
         with self._cleaning_up():
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("xb", buffering=0)
+            self._file = DirectFile(self._temporary)
             for part in parts:
-                _write_all(self._file, part)
+                self._file.write(part)
                 size += len(part)
                 checksum = google_crc32c.extend(checksum, part)
+            self._file.finish()
         self._record = FileRecord(path=path, bytes=size, crc32c=f"{checksum:08x}")
 
     def publish(self) -> FileRecord:
         """Sync and rename. The caller syncs the folder (`sync_folder`) once all files of a step are there."""
         with self._cleaning_up():
-            os.fsync(self._file.fileno())
+            self._file.sync()
             self._file.close()
             self._temporary.replace(self._target)
         return self._record
@@ -88,12 +89,6 @@ def write_file(root: Path, path: str, parts: Iterable[bytes]) -> FileRecord:
         When the file system refuses; the temporary file is removed.
     """
     return StagedFile(root, path, parts).publish()
-
-
-def _write_all(file: io.FileIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:  # an unbuffered write may stop short, at 2 GiB for one
-        view = view[file.write(view) or 0 :]
 
 
 def sync_folder(folder: Path) -> None:

@@ -36,7 +36,7 @@ class BlockWriter:
     spec
         The lake's settings.
     threads
-        Encoding threads; by default one per core.
+        Encoding threads; by default two per core, since half of them wait for the disk.
     overlap_encoding
         Encode in the background too, with a second buffer: right when the blocks are computed elsewhere, on a GPU. When
         the same cores compute them, it is faster to encode in between, on all cores: an encoding thread that takes a core
@@ -52,7 +52,7 @@ class BlockWriter:
         self._free: SimpleQueue[BlockBuffer | None] = SimpleQueue()
         for _ in range(2 if overlap_encoding else 1):
             self._free.put(None)  # made when first needed: a lake of one block needs one
-        self._encoders = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="neuronlake-encode")
+        self._encoders = ThreadPoolExecutor(threads or 2 * (os.cpu_count() or 1), thread_name_prefix="neuronlake-encode")
         self._publishers = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="neuronlake-publish")
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="neuronlake-commit")
         self._pending: Future[None] | None = None

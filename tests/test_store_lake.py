@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tensorstore
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -52,6 +53,10 @@ def test_read_equals_a_plain_array(tmp_path_factory: pytest.TempPathFactory, dat
         np.testing.assert_array_equal(lake.array(layer=layer)[3:7, ::2], model[layer][3:7, ::2])
         np.testing.assert_array_equal(lake.array(layer=layer)[0], model[layer][0])
         stored = zarr.open_array(root / f"activations/mlp.post/{layer}", mode="r")[:]
+        tensorstore_view = tensorstore.open(
+            {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{root}/activations/mlp.post/{layer}"}}
+        ).result()
+        np.testing.assert_array_equal(tensorstore_view.read().result(), stored)
         if encoding == "bfloat16":  # the decoding that the array's attributes promise to foreign readers
             stored = (stored.astype("uint32") << 16).view("float32")
         np.testing.assert_array_equal(stored.astype(np.float32), model[layer])

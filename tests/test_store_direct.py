@@ -1,0 +1,37 @@
+"""Direct writes: any cut of the data into parts gives the same file, also where the file system has no direct writes."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from neuronlake.store.direct import DirectFile
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.sampled_from([0, 1, 511, 4095, 4096, 4097, 70_000, 4 << 20, (4 << 20) + 1]), max_size=5))
+def test_the_file_holds_exactly_what_was_written(tmp_path: Path, direct: bool, lengths: list[int]) -> None:
+    parts = [os.urandom(length) for length in lengths]
+    path = tmp_path / "file"
+    path.unlink(missing_ok=True)
+    file = DirectFile(path)
+    if not direct:
+        os.close(file._descriptor)
+        file._descriptor, file._direct = os.open(path, os.O_WRONLY), False
+    for part in parts:
+        file.write(part)
+    file.finish()
+    file.sync()
+    file.close()
+    file.close()
+    assert path.read_bytes() == b"".join(parts)
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        DirectFile(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"precious"
