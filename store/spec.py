@@ -42,8 +42,8 @@ class LakeSpec:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over everything above and the format version."""
-        text = json.dumps(self.as_dict(), sort_keys=True, ensure_ascii=False)
+        """SHA-256 (hexadecimal) over everything above and the format version, but for the model's name."""
+        text = json.dumps(self._identity(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def geometry(self, blocks: int) -> Geometry:
@@ -64,6 +64,10 @@ class LakeSpec:
             "chunk_neurons": self.chunk_neurons,
             "encoding": self.encoding,
         }
+
+    def _identity(self) -> dict[str, Any]:
+        # A model folder may be renamed or moved: the hash of the weights says which model it is.
+        return {**self.as_dict(), "model": {key: value for key, value in self.model.items() if key != "name"}}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], where: Path) -> "LakeSpec":
@@ -101,7 +105,7 @@ class LakeSpec:
     def differences(self, other: "LakeSpec") -> list[str]:
         """Return one line per setting that differs, ``path: X in the lake, Y now`` (self is the lake)."""
         # through JSON, so that a tuple equals the list it is stored as
-        here, there = (json.loads(json.dumps(spec.as_dict())) for spec in (self, other))
+        here, there = (json.loads(json.dumps(spec._identity())) for spec in (self, other))
         return _differences(here, there, "")
 
 

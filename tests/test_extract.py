@@ -189,6 +189,12 @@ def test_an_unfinished_plan_makes_room_for_another(tmp_path: Path, model: Path, 
     assert not verify(root, full=True).unknown_files
 
 
+def test_a_renamed_model_folder_is_the_same_model(tmp_path: Path, model: Path, treebank: Path) -> None:
+    run(tmp_path / "a.lake", model, treebank, blocks=(0, 1))
+    shutil.copytree(model, tmp_path / "renamed")
+    assert run(tmp_path / "a.lake", tmp_path / "renamed", treebank).complete
+
+
 def test_batch_size_may_change_between_runs(tmp_path: Path, model: Path, treebank: Path) -> None:
     run(tmp_path / "a.lake", model, treebank, blocks=(0, 1), batch_tokens=200)
     lake = run(tmp_path / "a.lake", model, treebank, batch_tokens=50)
