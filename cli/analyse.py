@@ -59,6 +59,16 @@ def probe_lines(result: "ProbeResult") -> list[str]:
     return lines
 
 
+def _open(path: Path) -> Lake:
+    """Open a lake for a question, and say so if the answer will be of a part of its corpus only."""
+    lake = open_lake(path)
+    if not lake.complete:
+        messages().print(
+            f"[yellow]note:[/yellow] {len(lake.blocks)} of {lake.plan.blocks} blocks are extracted; the answer is of these"
+        )
+    return lake
+
+
 def _add_label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by", default="upos", metavar="LABEL", help="label column (default: upos; `neuronlake info` lists all)"
@@ -89,7 +99,7 @@ def _stats(options: argparse.Namespace) -> int:
         raise InputError(f"--out writes a Zarr dataset: expected a name ending in .zarr, got {options.out}")
     if options.out is not None and options.out.exists():
         raise InputError(f"{options.out} exists: choose another name")
-    result = statistics(open_lake(options.lake), options, auroc=True)
+    result = statistics(_open(options.lake), options, auroc=True)
     if options.out is not None:
         # format 2: Zarr 3 has no settled data type for the tags, which are strings
         result.to_zarr(options.out, zarr_format=2, consolidated=False)
@@ -150,7 +160,7 @@ def _rank(options: argparse.Namespace) -> int:
     from neuronlake.analysis.rankers import get_ranker
 
     get_ranker(options.method)  # a wrong name is said before the lake is read
-    result = statistics(open_lake(options.lake), options, auroc=options.method == "auroc")
+    result = statistics(_open(options.lake), options, auroc=options.method == "auroc")
     ranking = rank(result, options.method, top=options.top, tags=options.tags)
     if options.json:
         print_json(ranking)
@@ -202,7 +212,7 @@ def _add_top(commands: Any) -> None:
 def _top(options: argparse.Namespace) -> int:
     from neuronlake.analysis import parse_neuron, top_tokens
 
-    lake = open_lake(options.lake)
+    lake = _open(options.lake)
     layer, neuron = parse_neuron(options.neuron, lake)
     where = None
     if options.where is not None:
@@ -273,7 +283,7 @@ def _layer(text: str) -> int | str:
 def _probe(options: argparse.Namespace) -> int:
     from neuronlake.analysis import probe
 
-    lake = open_lake(options.lake)
+    lake = _open(options.lake)
     with messages().status("fitting the probe"):
         result = probe(
             lake,
@@ -331,7 +341,7 @@ def _plot(options: argparse.Namespace) -> int:
     from neuronlake.analysis.rankers import get_ranker
 
     get_ranker(options.method)
-    result = statistics(open_lake(options.lake), options, auroc=options.method == "auroc")
+    result = statistics(_open(options.lake), options, auroc=options.method == "auroc")
     path = layer_tag_heatmap(result, options.method, options.out)
     if options.json:
         print_json({"path": str(path)})

@@ -86,6 +86,16 @@ def test_rank(capsys: pytest.CaptureFixture[str], lake: Path) -> None:
         assert "L1.N3" in out
 
 
+def test_an_unfinished_lake_is_said(capsys: pytest.CaptureFixture[str], lake: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part.lake"
+    shutil.copytree(lake, part)
+    (part / "commits" / "block-000001.json").unlink()
+    code, out, err = run(capsys, "top", part, "L0.N0", "-k", 1, "--json")
+    assert code == 0
+    assert "6 of 7 blocks are extracted" in err
+    assert json.loads(out)
+
+
 def test_top(capsys: pytest.CaptureFixture[str], lake: Path) -> None:
     found = run_json(capsys, "top", lake, "L1.N3", "-k", 5, "--labels", "upos")
     assert isinstance(found, list)
