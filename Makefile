@@ -29,7 +29,7 @@ lint: install
 	MYPYPATH=$(NAMESPACE) $(BIN)/mypy -p neuronlake.store -p neuronlake.extractor -p neuronlake.analysis -p neuronlake.cli
 
 bench: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks all
 
 clean:
 	rm -rf .venv build demo *.egg-info

@@ -1,0 +1,34 @@
+"""The benchmarks run, at small sizes and without touching their records. Their figures are not judged here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORPORA = Path(os.environ.get("NEURONLAKE_CORPORA", ROOT.parent / "shared" / "corpora"))
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "shown"),
+    [
+        ("alignment", "run('en_pud*')", "en_pud-ud-test.conllu.gz | 397 | 1,000 | 21,180"),
+        ("extraction", "run(1, 512)", "| neuronlake | "),
+        ("memory", "run(40, 2)", "| 2x | "),
+    ],
+)
+def test_benchmark_runs(tmp_path: Path, name: str, call: str, shown: str) -> None:
+    if not (CORPORA / "en_ewt-ud-dev.conllu.gz").is_file():
+        pytest.skip(f"no gold treebanks in {CORPORA}: set NEURONLAKE_CORPORA to the folder of en_ewt-ud-dev.conllu.gz")
+    code = (
+        f"import pathlib, benchmarks.common as common; common.RESULTS = pathlib.Path({str(tmp_path)!r})\n"
+        f"import benchmarks.{name} as benchmark; benchmark.{call}"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert shown in result.stdout
+    assert (tmp_path / f"{name}.json").is_file()
