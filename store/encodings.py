@@ -35,8 +35,6 @@ class Encoding:
     """How a foreign reader turns the array's values into activations (Python, array ``a``)."""
     largest: float
     """Largest finite magnitude that can be stored."""
-    relative_error: float
-    """Largest relative error of the cast, for values in the dtype's normal range."""
 
     @property
     def itemsize(self) -> int:
@@ -89,7 +87,6 @@ _ENCODINGS = (
         zarr_dtype="float32",
         decode_formula="a",
         largest=float(np.finfo(np.float32).max),
-        relative_error=0.0,
     ),
     Encoding(
         name="float16",
@@ -97,7 +94,6 @@ _ENCODINGS = (
         zarr_dtype="float16",
         decode_formula="a.astype('float32')",
         largest=65504.0,
-        relative_error=2.0**-11,
     ),
     Encoding(
         name="bfloat16",
@@ -105,7 +101,6 @@ _ENCODINGS = (
         zarr_dtype="uint16",
         decode_formula="(a.astype('uint32') << 16).view('float32')",
         largest=3.3895313892515355e38,
-        relative_error=2.0**-8,
     ),
 )
 ENCODINGS: Mapping[str, Encoding] = MappingProxyType({encoding.name: encoding for encoding in _ENCODINGS})
