@@ -88,6 +88,7 @@ class _ColumnReader:
         self._layer, self._chunk, self._site = layer, chunk, site
         self._first = chunk * source.chunk_neurons
         self.width = min(source.chunk_neurons, source.neurons - self._first)
+        self._values = encoding.values
         self.exact = encoding.itemsize == _KEY_BYTES
         # Always the full chunk: its C order lets the kernels' inner loops vectorise, also at the layer's edge.
         self._codes: NDArray[Any] = np.empty((source.block_rows, source.chunk_neurons), dtype=encoding.stored)
@@ -100,7 +101,7 @@ class _ColumnReader:
 
     def add_moments(self, block: BlockLabels) -> None:
         """Add the moments of the chunk just decoded."""
-        found = chunk_moments(self._codes, block, width=self.width, encoding=self._source.encoding)
+        found = chunk_moments(self._codes, block, width=self.width, encoding=self._values)
         self._moments = found if self._moments is None else combine_moments(self._moments, found)
 
     def keys(self, blocks: Sequence[BlockLabels], *, with_moments: bool) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:

@@ -39,7 +39,7 @@ class LakeSource(Protocol):
 
     @property
     def encoding(self) -> str:
-        """``float32``, ``float16`` or ``bfloat16``."""
+        """Name of the encoding; the values it decodes to are what `read_codes` gives."""
 
     @property
     def fingerprint(self) -> str:
@@ -50,7 +50,7 @@ class LakeSource(Protocol):
         """Columns that `tokens` takes as labels."""
 
     def read_codes(self, *, layer: int, block: int, chunk: int, out: NDArray[Any], site: str) -> NDArray[Any]:
-        """Decode one inner chunk into `out`: stored dtype (block rows, chunk neurons), C order."""
+        """Decode one inner chunk into `out`: bit patterns of the values, (block rows, chunk neurons), C order."""
 
     def read_block(
         self, *, layer: int, block: int, neurons: Sequence[int] | NDArray[Any] | None, site: str

@@ -12,7 +12,7 @@ from neuronlake.store.layout import Geometry
 
 
 class BlockBuffer:
-    """All layers of one block, already cast to the stored dtype.
+    """All layers of one block, already cast to the encoding's values.
 
     The tiles are laid out as the shards will be, so that a chunk is compressed straight from here. One cast-and-scatter
     pass per captured batch is all the copying there is. Reusable: `reset` starts the next block.
@@ -32,6 +32,11 @@ class BlockBuffer:
     def nbytes(self) -> int:
         """Bytes of all tiles."""
         return sum(tiles.nbytes for tiles in self._tiles.values())
+
+    @property
+    def used(self) -> int:
+        """Rows that the block uses; the rest is padding."""
+        return self._used
 
     def tiles(self, site: str, layer: int) -> NDArray[Any]:
         """Return the tiles of one layer: stored dtype (chunks, rows, chunk neurons)."""
@@ -62,7 +67,7 @@ class BlockBuffer:
             raise InputError(
                 f"layer {layer}, site {site}: got {values.shape[1]} neurons, the lake has {self.geometry.neurons}"
             )
-        if not scatter(self.encoding.name, values, source, target, self._tiles[site, layer]):
+        if not scatter(self.encoding.values, values, source, target, self._tiles[site, layer]):
             self._refuse(site, layer, values[source], target)
         self._writes[site, layer][target] += 1
 

@@ -85,7 +85,7 @@ def scatter(
     Parameters
     ----------
     encoding
-        Name of the encoding the tiles hold.
+        Value format of the tiles: ``float32``, ``float16`` or ``bfloat16``.
     values : float32 (positions, neurons), C order
     source, target : int64 (n,)
         Row of `values` → row of the block.

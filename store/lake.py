@@ -1,10 +1,10 @@
 """Open a lake and read from it. Uncommitted blocks are absent: they are never read as fill values."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,10 @@ from neuronlake.store.commits import Commit, committed_blocks, read_commit
 from neuronlake.store.create import read_spec
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import read_checked
-from neuronlake.store.kernels import gather, unpack
+from neuronlake.store.parallel import map_ordered
 from neuronlake.store.plan_record import PlanRecord, read_plan_record
 from neuronlake.store.reader import ShardReader
+from neuronlake.store.scan import Tile, scan
 from neuronlake.store.selection import normalise_neurons, normalise_rows
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import xarray
 
     from neuronlake.store.views import LayerArray
+
+_Result = TypeVar("_Result")
 
 
 def open_lake(path: str | os.PathLike[str]) -> "Lake":
@@ -154,17 +157,19 @@ class Lake:
         row_index = normalise_rows(rows, self.plan.blocks * self.block_rows)
         neuron_index = normalise_neurons(neurons, self.neurons)
         out = np.empty((len(row_index), len(neuron_index)), dtype=np.float32)
-        code = self.reader.empty_chunk()
-        blocks, chunks = row_index // self.block_rows, neuron_index // self.chunk_neurons
-        for block in np.unique(blocks):
-            self._check_block(int(block))
-            out_rows = np.flatnonzero(blocks == block)
-            in_rows = row_index[out_rows] - block * self.block_rows
-            for chunk in np.unique(chunks):
-                out_columns = np.flatnonzero(chunks == chunk)
-                in_columns = neuron_index[out_columns] - chunk * self.chunk_neurons
-                self.reader.chunk(site, layer, int(block), int(chunk), code)
-                gather(self.encoding, code, in_rows, in_columns, out, out_rows, out_columns)
+        rows_of = _grouped(row_index, self.block_rows)
+        neurons_of = _grouped(neuron_index, self.chunk_neurons)
+        for block in rows_of:
+            self._check_block(block)
+
+        def read_chunk(where: tuple[int, int]) -> None:
+            block, chunk = where
+            (in_rows, out_rows), (in_columns, out_columns) = rows_of[block], neurons_of[chunk]
+            self.reader.gather(site, layer, block, chunk, in_rows, in_columns, out, out_rows, out_columns)
+
+        pieces = [(block, chunk) for block in rows_of for chunk in neurons_of]
+        for _ in map_ordered(read_chunk, pieces, threads=None if len(pieces) > 1 else 1):
+            pass
         return out
 
     def read_block(
@@ -187,11 +192,7 @@ class Lake:
             return self.read(site=site, layer=layer, rows=slice(first, first + self.block_rows), neurons=neurons)
         if out is None:
             out = np.empty((self.block_rows, self.neurons), dtype=np.float32)
-        code = self.reader.empty_chunk()
-        for chunk in range(self.spec.geometry(0).chunks):
-            first = chunk * self.chunk_neurons
-            self.reader.chunk(site, layer, block, chunk, code)
-            unpack(self.encoding, code, min(self.chunk_neurons, self.neurons - first), out, first)
+        self.reader.unpack(site, layer, block, range(self.reader.chunks), out)
         return out
 
     def read_codes(
@@ -203,23 +204,77 @@ class Lake:
         out: NDArray[Any] | None = None,
         site: str = layout.DEFAULT_SITE,
     ) -> NDArray[Any]:
-        """Read one inner chunk as stored: neurons ``[chunk·c, chunk·c + width)`` of a block.
+        """Read the bit patterns of one inner chunk's values: neurons ``[chunk·c, chunk·c + width)`` of a block.
 
         Parameters
         ----------
-        out : stored dtype (block rows, c), C order, optional
+        out : uint16 or float32 (block rows, c), C order, optional
             Decoded into and returned (its first `width` columns), to spare an allocation per chunk.
 
         Returns
         -------
-        uint16 bit patterns (float16, bfloat16) or float32, (block rows, width); width = c or less at the layer's edge
+        uint16 bit patterns (of float16, for `int8a` too, or bfloat16) or float32, (block rows, width); width = c or less
+        at the layer's edge
         """
         self._check(site, layer)
         self._check_block(block)
         if out is None:
             out = self.reader.empty_chunk()
-        self.reader.chunk(site, layer, block, chunk, out)
+        self.reader.patterns(site, layer, block, chunk, out)
         return out[:, : self.neurons - chunk * self.chunk_neurons]
+
+    def scan(
+        self,
+        kernel: Callable[[Tile], _Result],
+        *,
+        layers: Iterable[int] | None = None,
+        blocks: Sequence[int] | None = None,
+        values: str = "float32",
+        threads: int | None = None,
+        site: str = layout.DEFAULT_SITE,
+    ) -> Iterator[_Result]:
+        """Decode every committed value once and yield what `kernel` makes of each tile.
+
+        Reading ahead, decoding and the kernel run on all cores, in buffers that are reused; memory does not grow with the
+        lake. Results come in the order of layers, blocks and neurons, and nothing runs until the first is asked for.
+
+        Parameters
+        ----------
+        kernel
+            Called with a `Tile`, from several threads at once. It should release the GIL (NumPy and ``nogil`` numba
+            functions do), and copy what it keeps of ``tile.values``.
+        layers, blocks
+            All stored layers, all committed blocks by default.
+        values
+            ``"float32"``, or ``"stored"`` for bit patterns (uint16 of float16 or bfloat16; float32 for that encoding).
+        threads
+            One per core by default.
+
+        Raises
+        ------
+        InputError
+            When a layer or block is not there.
+        DamageError
+            When a chunk is damaged.
+
+        Examples
+        --------
+        The largest activation of every neuron of layer 3:
+
+        >>> tiles = lake.scan(lambda tile: (tile.first_neuron, tile.values.max(axis=0)), layers=[3])  # doctest: +SKIP
+        """
+        chosen = self.layers if layers is None else tuple(layers)
+        for layer in chosen:
+            self._check(site, layer)
+        return scan(
+            self,
+            kernel,
+            site=site,
+            layers=chosen,
+            blocks=self._chosen(blocks),
+            values=values,
+            threads=threads,
+        )
 
     def array(self, *, layer: int, site: str = layout.DEFAULT_SITE) -> "LayerArray":
         """Return a lazily sliced NumPy-like view (rows, neurons) of one layer."""
@@ -313,3 +368,16 @@ class Lake:
             f"rows {first} to {first + self.block_rows - 1} (block {block}) of {self.path} are not extracted yet: "
             "run the same `neuronlake extract` command again"
         )
+
+
+def _grouped(index: NDArray[np.int64], size: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Group indices by ``index // size``: group → (places within the group, positions in `index`)."""
+    if not len(index):
+        return {}
+    groups = index // size
+    order = np.argsort(groups, kind="stable")
+    found, starts = np.unique(groups[order], return_index=True)
+    return {
+        int(group): (index[positions] - group * size, positions)
+        for group, positions in zip(found, np.split(order, starts[1:]), strict=True)
+    }

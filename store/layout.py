@@ -59,6 +59,11 @@ def shard_path(site: str, layer: int, block: int) -> str:
     return f"{array_path(site, layer)}/c.{block}.0"
 
 
+def scales_path(site: str, block: int) -> str:
+    """File of a block's scales, all layers of a site."""
+    return f"scales/{site}/c.0.{block}.0.0"
+
+
 def table_path(table: str, block: int) -> str:
     """File of a plan table (`plan`, `words` or `sentences`) for one block."""
     return f"{table}/block-{block:06d}.parquet"

@@ -11,6 +11,7 @@ import neuronlake.store.layout as layout
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.layout import FORMAT_VERSION, Geometry
+from neuronlake.store.quantise import PARAMETERS
 from neuronlake.store.shard import index_codecs
 
 
@@ -76,7 +77,7 @@ class LakeSpec:
         Raises
         ------
         InputError
-            When it was written by a newer format.
+            When it is of another format version.
         DamageError
             When a field is missing.
         """
@@ -84,9 +85,8 @@ class LakeSpec:
         if not isinstance(version, int):
             raise DamageError(f"{where} has no format version: it is damaged or no lake")
         if version != FORMAT_VERSION:
-            raise InputError(
-                f"{where} is of lake format {version}, this neuronlake reads format {FORMAT_VERSION}: upgrade neuronlake"
-            )
+            newer = "upgrade neuronlake" if version > FORMAT_VERSION else "no release ever wrote that: the record is wrong"
+            raise InputError(f"{where} is of lake format {version}, this neuronlake reads format {FORMAT_VERSION}: {newer}")
         try:
             return cls(
                 model=record["model"],
@@ -151,8 +151,39 @@ def array_metadata(spec: LakeSpec, site: str, layer: int, blocks: int) -> dict[s
             "layer": layer,
             "encoding": spec.encoding,
             "decode": encoding.decode_formula,
+            **({"scales": f"scales/{site}"} if encoding.quantised else {}),
             "note": "rows of blocks without a commit record are absent, whatever fill value a reader shows",
         },
+    }
+
+
+def scales_metadata(spec: LakeSpec, site: str, blocks: int) -> dict[str, Any]:
+    """Return the ``zarr.json`` of a site's scales: float32 (layers, blocks, neurons, 2), one shard per block.
+
+    An inner chunk is one layer, so that reading a column of one layer does not read the scales of all.
+    """
+    layers = len(spec.layers)
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [layers, blocks, spec.neurons, PARAMETERS],
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layers, 1, spec.neurons, PARAMETERS]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": 0.0,
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [1, 1, spec.neurons, PARAMETERS],
+                    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+                    "index_codecs": index_codecs(),
+                    "index_location": "end",
+                },
+            }
+        ],
+        "dimension_names": ["layer", "block", "neuron", "parameter"],
+        "attributes": {"site": site, "layers": list(spec.layers), "parameters": ["unit", "knee"]},
     }
 
 
@@ -163,6 +194,10 @@ def metadata_files(spec: LakeSpec, blocks: int) -> dict[str, dict[str, Any]]:
         files[f"activations/{site}/zarr.json"] = group_metadata({"site": site})
         for layer in spec.layers:
             files[f"{layout.array_path(site, layer)}/zarr.json"] = array_metadata(spec, site, layer, blocks)
+    if get_encoding(spec.encoding).quantised:
+        files["scales/zarr.json"] = group_metadata({})
+        for site in spec.sites:
+            files[f"scales/{site}/zarr.json"] = scales_metadata(spec, site, blocks)
     return files
 
 

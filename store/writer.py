@@ -1,20 +1,25 @@
 """From a full buffer to a committed block, in the background."""
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.commits import Commit, write_commit
-from neuronlake.store.encodings import get_encoding
-from neuronlake.store.files import FileRecord, StagedFile, sync_folder
+from neuronlake.store.encodings import checksum, get_encoding
+from neuronlake.store.files import FileRecord, StagedFile, sync_folder, write_file
+from neuronlake.store.quantise import quantise
 from neuronlake.store.shard import build_index
 from neuronlake.store.spec import LakeSpec
 
@@ -56,6 +61,7 @@ class BlockWriter:
         self._publishers = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="neuronlake-publish")
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="neuronlake-commit")
         self._pending: Future[None] | None = None
+        self._local = threading.local()
         self.bytes_written = 0
         """Bytes of the shards written so far, for progress displays."""
 
@@ -84,6 +90,17 @@ class BlockWriter:
     def submit(self, block: int, rows: int, buffer: BlockBuffer, provenance: Mapping[str, Any]) -> None:
         """Encode a complete buffer; write and commit it in the background.
 
+        Parameters
+        ----------
+        block
+            Number of the block in the plan.
+        rows
+            Rows it uses, as `buffer` was told.
+        buffer
+            From `buffer`, with every used row put once in every layer. It is the writer's again.
+        provenance
+            What computed the values, as JSON: kept in the commit record, with the lake's fingerprint.
+
         Raises
         ------
         InputError
@@ -94,7 +111,8 @@ class BlockWriter:
         buffer.check_complete()
         self.flush()
         layers = [self._encoders.submit(self._encode_layer, site, layer, block, buffer) for site, layer in buffer.keys]
-        self._pending = self._committer.submit(self._commit_block, block, rows, buffer, layers, dict(provenance))
+        known = {**provenance, "lake": self._spec.fingerprint}
+        self._pending = self._committer.submit(self._commit_block, block, rows, buffer, layers, known)
         if not self._overlap_encoding:
             wait(layers)
 
@@ -104,22 +122,35 @@ class BlockWriter:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _encode_layer(self, site: str, layer: int, block: int, buffer: BlockBuffer) -> Future[FileRecord]:
+    def _encode_layer(self, site: str, layer: int, block: int, buffer: BlockBuffer) -> "_EncodedLayer":
         """Encode one layer into its file, chunk by chunk, and leave the waiting for the disk to others.
 
         Keeping a layer's encoded chunks until all are there would cost a third of the rate in fresh memory.
         """
         path = layout.shard_path(site, layer, block)
-        staged = StagedFile(self._root, path, self._encoded(buffer.tiles(site, layer)))
-        return self._publishers.submit(self._publish, staged)
+        scales: list[NDArray[np.float32]] = []
+        staged = StagedFile(self._root, path, self._encoded(buffer, buffer.tiles(site, layer), scales))
+        return _EncodedLayer(file=self._publishers.submit(self._publish, staged), scales=scales)
 
-    def _encoded(self, tiles: NDArray[Any]) -> Iterator[bytes]:
+    def _encoded(self, buffer: BlockBuffer, tiles: NDArray[Any], scales: list[NDArray[np.float32]]) -> Iterator[bytes]:
+        """Yield the parts of a shard; the scales of its chunks, if it has any, are appended to `scales` on the way."""
         lengths = []
         for tile in tiles:
-            chunk = self._encoding.compress(tile)
+            codes = tile
+            if self._encoding.quantised:
+                codes = self._scratch()
+                scales.append(quantise(tile, buffer.used, codes))
+            chunk = self._encoding.compress(codes)
             lengths.append(sum(map(len, chunk)))
             yield from chunk
         yield build_index(lengths)
+
+    def _scratch(self) -> NDArray[Any]:
+        """Return this thread's buffer for the codes of a chunk: fresh memory per chunk would cost more than filling it."""
+        if not hasattr(self._local, "codes"):
+            shape = (self._geometry.block_rows, self._geometry.chunk_neurons)
+            self._local.codes = np.empty(shape, dtype=self._encoding.codes)
+        return self._local.codes  # type: ignore[no-any-return]
 
     def _publish(self, staged: StagedFile) -> FileRecord:
         record = staged.publish()
@@ -131,12 +162,35 @@ class BlockWriter:
         block: int,
         rows: int,
         buffer: BlockBuffer,
-        layers: list[Future[Future[FileRecord]]],
+        layers: list[Future["_EncodedLayer"]],
         provenance: dict[str, Any],
     ) -> None:
         wait(layers)
+        keys = buffer.keys
         self._free.put(buffer)
-        records = tuple(layer.result().result() for layer in layers)
-        for site, layer in buffer.keys:
+        encoded = dict(zip(keys, (layer.result() for layer in layers), strict=True))
+        records = [layer.file.result() for layer in encoded.values()]
+        for site, layer in keys:
             sync_folder(self._root / layout.array_path(site, layer))
-        write_commit(self._root, Commit(block=block, rows=rows, provenance=provenance, files=records))
+        if self._encoding.quantised:
+            for site in self._spec.sites:
+                parts = [encoded[site, layer].scale_parts(self._spec.neurons) for layer in self._spec.layers]
+                index = build_index([sum(map(len, part)) for part in parts])
+                path = layout.scales_path(site, block)
+                records.append(write_file(self._root, path, [*chain.from_iterable(parts), index]))
+                sync_folder((self._root / path).parent)
+        write_commit(self._root, Commit(block=block, rows=rows, provenance=provenance, files=tuple(records)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EncodedLayer:
+    """One layer of a block on its way to the disk."""
+
+    file: Future[FileRecord]
+    scales: list[NDArray[np.float32]]
+    """Per chunk float32 (chunk neurons, 2); empty for encodings without."""
+
+    def scale_parts(self, neurons: int) -> tuple[bytes, bytes]:
+        """Return the layer's scales as one chunk of the scales array: its bytes and their checksum."""
+        data = np.concatenate(self.scales)[:neurons].astype("<f4").tobytes()
+        return data, checksum(data)

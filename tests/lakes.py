@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
@@ -161,3 +162,19 @@ def synthetic_lake(
         values = rng.standard_normal((layers, tokens, neurons)).astype(np.float32)
     write_blocks(root, spec, record, rows, values)
     return spec, rows, values
+
+
+def foreign_values(root: Path, layer: int) -> NDArray[np.float32]:
+    """A layer through plain zarr-python and the formula in its attributes alone: float32 (rows of the plan, neurons)."""
+    array = zarr.open_array(root / f"activations/mlp.post/{layer}", mode="r")
+    formula, a = str(array.attrs["decode"]), array[:]
+    if "scales" not in array.attrs:
+        return np.asarray(eval(formula, {"a": a, "numpy": np}), dtype=np.float32)
+    scales = zarr.open_array(root / str(array.attrs["scales"]), mode="r")
+    rows = a.shape[0] // scales.shape[1]
+    blocks = []
+    for block in range(scales.shape[1]):
+        unit, knee = np.moveaxis(scales[scales.attrs["layers"].index(layer), block], -1, 0)
+        names = {"a": a[block * rows : (block + 1) * rows], "unit": unit, "knee": knee, "numpy": np}
+        blocks.append(eval(formula, names))
+    return np.concatenate(blocks).astype(np.float32)

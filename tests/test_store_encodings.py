@@ -24,7 +24,7 @@ def cast(name: str, values: NDArray[np.float32], width: int = 4) -> tuple[NDArra
     rows, neurons = values.shape
     chunks = -(-neurons // width)
     tiles = np.zeros((chunks, rows, width), dtype=ENCODINGS[name].stored)
-    finite = scatter(name, values, np.arange(rows), np.arange(rows), tiles)
+    finite = scatter(ENCODINGS[name].values, values, np.arange(rows), np.arange(rows), tiles)
     return tiles.transpose(1, 0, 2).reshape(rows, chunks * width)[:, :neurons], finite
 
 
@@ -74,18 +74,37 @@ def test_gather_picks_rows_and_columns() -> None:
 def test_chunk_round_trip_and_any_flip_is_found(name: str) -> None:
     encoding = get_encoding(name)
     rng = np.random.default_rng(0)
-    chunk = cast(name, rng.standard_normal((64, 8)).astype(np.float32), width=8)[0].copy()
-    data = b"".join(encoding.compress(chunk))
+    if encoding.quantised:
+        chunk = rng.integers(-127, 128, size=(64, 8), dtype=np.int8)
+    else:
+        chunk = cast(name, rng.standard_normal((64, 8)).astype(np.float32), width=8)[0].copy()
+    data = np.frombuffer(b"".join(encoding.compress(chunk)), dtype=np.uint8)
     out = np.empty_like(chunk)
     encoding.decompress(data, out, "chunk")
     np.testing.assert_array_equal(out, chunk)
     for bit in rng.choice(len(data) * 8, size=200, replace=False):
-        broken = bytearray(data)
+        broken = data.copy()
         broken[bit // 8] ^= 1 << (bit % 8)
-        with pytest.raises(DamageError):
-            encoding.decompress(bytes(broken), out, "chunk")
+        with pytest.raises(DamageError, match="checksum does not match"):
+            encoding.decompress(broken, out, "chunk")
+    for length in range(0, len(data), 7):
+        with pytest.raises(DamageError, match="checksum does not match"):
+            encoding.decompress(data[:length], out, "chunk")
+
+
+@pytest.mark.parametrize("rows", [3, 63, 65, 1000, 100_000])
+@pytest.mark.parametrize("name", list(ENCODINGS))
+def test_a_whole_chunk_of_another_shape_is_refused(name: str, rows: int) -> None:
+    """Its checksum fits, as when files of two lakes are mixed up; sizes across all widths of a zstd header."""
+    encoding = get_encoding(name)
+    data = np.frombuffer(b"".join(encoding.compress(np.zeros((rows, 8), dtype=encoding.codes))), dtype=np.uint8)
+    with pytest.raises(DamageError, match="expected"):
+        encoding.decompress(data, np.empty((64, 8), dtype=encoding.codes), "chunk")
+    whole = np.empty((rows, 8), dtype=encoding.codes)
+    encoding.decompress(data, whole, "chunk")
+    assert not whole.any()
 
 
 def test_unknown_encoding_lists_the_known() -> None:
-    with pytest.raises(InputError, match=r"float32, float16, bfloat16"):
+    with pytest.raises(InputError, match=r"float32, float16, bfloat16, int8a"):
         get_encoding("float8")

@@ -1,0 +1,64 @@
+"""Threads for reading. Decompression and the compiled kernels release the GIL: one thread per core keeps all cores busy."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_inside = threading.local()
+
+
+def usable_cpus() -> int:
+    """Cores this process may run on (a container's share, where the system tells)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_ordered(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int | None = None, ahead: int = 2
+) -> Iterator[_Result]:
+    """Yield ``work(item)`` in the order of the items, computed by several threads.
+
+    At most `ahead` results per thread wait to be taken, so that memory is bounded however many items there are. Called
+    from within such work it runs in place: a pool whose threads wait for the pool would never end. The first error is
+    raised where its result would have been; what has not begun by then does not begin.
+
+    Parameters
+    ----------
+    threads
+        By default one per core, from a pool that is kept; 1 runs in place.
+    """
+    count = usable_cpus() if threads is None else threads
+    if count <= 1 or getattr(_inside, "work", False):
+        yield from map(work, items)
+        return
+    pool = _pool(os.getpid()) if threads is None else ThreadPoolExecutor(count, thread_name_prefix="neuronlake-read")
+    waiting: deque[Future[_Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(_marked, work, item))
+            if len(waiting) > ahead * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        if threads is not None:
+            pool.shutdown(wait=True)
+
+
+def _marked(work: Callable[[_Item], _Result], item: _Item) -> _Result:
+    _inside.work = True
+    return work(item)
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001  (a forked child has none of its parent's threads)
+    return ThreadPoolExecutor(usable_cpus(), thread_name_prefix="neuronlake-read")
