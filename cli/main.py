@@ -10,12 +10,14 @@ from typing import NoReturn
 import neuronlake.cli.analyse
 import neuronlake.cli.demo
 import neuronlake.cli.extract
+import neuronlake.cli.importing
 import neuronlake.cli.inspect
 from neuronlake.store.errors import NeuronlakeError
 
 _EPILOG = """\
 examples:
   neuronlake extract my.lake --model HuggingFaceTB/SmolLM2-135M --conllu en_ewt-ud-train.conllu.gz
+  neuronlake import eeg.lake recording.npy --tokens samples.csv
   neuronlake info my.lake
   neuronlake rank my.lake --by upos --method auroc --top 10
   neuronlake top my.lake L12.N345 -k 20
@@ -43,7 +45,13 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"neuronlake {version('neuronlake')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (neuronlake.cli.extract, neuronlake.cli.inspect, neuronlake.cli.analyse, neuronlake.cli.demo):
+    for module in (
+        neuronlake.cli.extract,
+        neuronlake.cli.importing,
+        neuronlake.cli.inspect,
+        neuronlake.cli.analyse,
+        neuronlake.cli.demo,
+    ):
         module.add_commands(commands)
     return parser
 
@@ -67,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(options: argparse.Namespace) -> str:
-    if options.command not in ("extract", "demo"):
+    if options.command not in ("extract", "demo", "import"):
         return "interrupted; nothing was changed"
     return neuronlake.cli.extract.describe_interruption(options.lake)
 
