@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuronlake.cli.common import add_command, add_lake, messages, output, print_json
-from neuronlake.store import ENCODINGS
+from neuronlake.store import DEFAULT_ENCODING, ENCODINGS
 from neuronlake.store.commits import committed_blocks
-from neuronlake.store.errors import InputError
+from neuronlake.store.errors import DamageError, InputError
+from neuronlake.store.lock import refuse_second_writer
 from neuronlake.store.plan_record import read_plan_record
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ def add_commands(commands: Any) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--backend", choices=("transformers",), default="transformers", help="engine of the forward passes")
     run.add_argument(
-        "--encoding", choices=tuple(ENCODINGS), default="float16", help="how values are stored (default: float16)"
+        "--encoding",
+        choices=tuple(ENCODINGS),
+        default=DEFAULT_ENCODING,
+        help=f"how values are stored (default: {DEFAULT_ENCODING})",
     )
     run.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     run.add_argument(
@@ -91,11 +95,11 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(run=_extract)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the options that say which model."""
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", required=True, metavar="PATH|ID", help="folder, .gguf file or hub id of a Llama-family model"
+        "--model", required=required, metavar="PATH|ID", help="folder, .gguf file or hub id of a Llama-family model"
     )
     model.add_argument("--gguf", metavar="FILE", help="GGUF file inside the folder or hub repository")
     model.add_argument("--trust-remote-code", action="store_true", help="let the model's repository run its own Python code")
@@ -103,15 +107,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def describe_interruption(root: Path) -> str:
     """Say how far an interrupted extraction got and how to go on."""
-    plan = read_plan_record(root) if root.is_dir() else None
+    try:
+        plan = read_plan_record(root) if root.is_dir() else None
+    except DamageError as error:
+        return f"interrupted; {error}"
+    done = len(committed_blocks(root))
+    if plan is None and done:
+        return f"interrupted while planning again; {done} committed blocks are kept: run the same command again"
     if plan is None:
         return "interrupted while planning; run the same command again to start over"
-    done = len(committed_blocks(root))
     return f"interrupted; {done} of {plan.blocks} blocks are committed in {root}: run the same command again to go on"
 
 
 def _extract(options: argparse.Namespace) -> int:
     corpus = _corpus(options)
+    refuse_second_writer(options.lake)  # hashing the weights of a large model takes a while
     # torch and transformers take seconds to import: bad input has been found by now
     try:
         from neuronlake.cli.progress import ExtractProgress

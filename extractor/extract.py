@@ -1,6 +1,9 @@
 """Extraction from corpus to committed lake. Run again, it does what is left."""
 
-from collections.abc import Callable
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ from neuronlake.extractor.plan import PlanBuilder
 from neuronlake.extractor.sequences import SequenceSettings, make_sequences
 from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.tokenizer import Tokenizer
-from neuronlake.store.commits import committed_blocks, read_commit
-from neuronlake.store.create import create_lake, discard_unfinished
-from neuronlake.store.encodings import get_encoding
-from neuronlake.store.errors import ActivationError, InputError
-from neuronlake.store.files import read_checked
-from neuronlake.store.plan_record import PlanRecord, publish_plan, read_plan_record
+from neuronlake.store.commits import committed_blocks, read_commit, settle_commits
+from neuronlake.store.create import create_lake, discard_unfinished, read_spec, unfinished
+from neuronlake.store.encodings import DEFAULT_ENCODING, get_encoding
+from neuronlake.store.errors import ActivationError, DamageError, InputError
+from neuronlake.store.files import FileRecord, read_checked, storage_error
+from neuronlake.store.lock import writing
+from neuronlake.store.plan_record import PlanRecord, adopt_plan, publish_plan, read_plan_record
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.tables import from_parquet
 from neuronlake.store.writer import BlockWriter
@@ -31,7 +35,7 @@ _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 class ExtractSettings:
     """How a corpus becomes a lake. Only `batch_tokens`, `device` and `blocks` may differ between runs on one lake."""
 
-    encoding: str = "float16"
+    encoding: str = DEFAULT_ENCODING
     context: str = "sentence"
     on_long: str = "error"
     """What to do with a sequence longer than `max_tokens`: ``error``, ``truncate`` or ``split``."""
@@ -100,29 +104,40 @@ def extract(
     """Extract every MLP neuron of every token of a corpus into a lake, or finish a lake begun earlier.
 
     Blocks with a commit record are left alone, so a run that was killed goes on where it stopped and ends with the same
-    bytes.
+    bytes. The lake is locked for as long as this runs: one writer at a time.
 
     Raises
     ------
     InputError
-        Bad input, or a lake with other settings (each difference is named).
+        Bad input, a lake with other settings (each difference is named), or one that somebody else is writing to.
+    DamageError
+        When the lake's records are damaged.
     StorageError
         When the file system refuses. Committed blocks stay valid.
     """
-    settings, observer = settings or ExtractSettings(), observer or Observer()
     root = Path(lake)
+    with writing(root):
+        return _extract(root, corpus, source, settings or ExtractSettings(), observer or Observer())
+
+
+def _extract(
+    root: Path, corpus: Corpus, source: ModelSource, settings: ExtractSettings, observer: Observer
+) -> ExtractReport:
     shape = read_shape(source, trust_remote_code=settings.trust_remote_code)
     tokenizer = Tokenizer.load(source, special_tokens=settings.special_tokens, trust_remote_code=settings.trust_remote_code)
     spec, sequences = _settle(corpus, source, settings, shape, tokenizer)
     root_record = create_lake(root, spec)
+    spec = read_spec(root)  # equal, but for the name that the model had when the lake was begun
     plan = read_plan_record(root)
     if plan is None:
         observer.say("planning: reading, tagging and aligning the corpus")
-        try:
-            plan = _plan(root, spec, corpus, tokenizer, sequences, observer, {root_record.path: root_record})
-        except InputError:  # bad input leaves nothing behind
-            discard_unfinished(root)
-            raise
+        plan = _plan(root, spec, corpus, tokenizer, sequences, observer, root_record)
+    elif plan.fingerprint != spec.fingerprint:
+        raise DamageError(
+            f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes: "
+            f"run `neuronlake verify {root} --repair`"
+        )
+    settle_commits(root)
     todo = _todo(root, plan, settings)
     if todo:
         _run(root, spec, plan, todo, source, settings, observer)
@@ -182,26 +197,50 @@ def _plan(
     tokenizer: Tokenizer,
     settings: SequenceSettings,
     observer: Observer,
-    files: dict[str, Any],
+    root_record: FileRecord,
 ) -> PlanRecord:
-    builder = PlanBuilder(root, block_rows=spec.block_rows)
+    """Plan a lake, for the first time or after a repair that found the plan damaged."""
+    if unfinished(root):
+        try:
+            return publish_plan(root, spec, _build_plan(root, spec, corpus, tokenizer, settings, observer, root_record))
+        except InputError:  # bad input leaves nothing behind
+            discard_unfinished(root)
+            raise
+    # Blocks were extracted with a plan like this: built beside it, so that nothing changes unless it is the same one.
+    host = socket.gethostname().replace(".", "-")
+    try:  # named like a temporary file, so that what a kill leaves behind is recognised
+        scratch = tempfile.TemporaryDirectory(dir=root, prefix=f".plan-again.{host}.{os.getpid()}.", suffix=".tmp")
+    except OSError as error:
+        raise storage_error(error, root, "write to") from error
+    with scratch as folder:
+        record = _build_plan(Path(folder), spec, corpus, tokenizer, settings, observer, root_record)
+        return adopt_plan(root, Path(folder), spec, record)
+
+
+def _build_plan(
+    folder: Path,
+    spec: LakeSpec,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    settings: SequenceSettings,
+    observer: Observer,
+    root_record: FileRecord,
+) -> PlanRecord:
+    """Write the plan's tables into a folder."""
+    builder = PlanBuilder(folder, block_rows=spec.block_rows)
     for sequence in make_sequences(corpus, tokenizer, settings):
         builder.add(sequence)
         observer.planned(len(sequence.sentences))
     builder.finish()
     if builder.blocks == 0:
         raise InputError("the corpus is empty: it has no sentence with a word; nothing was extracted")
-    return publish_plan(
-        root,
-        spec,
-        PlanRecord(
-            fingerprint=spec.fingerprint,
-            blocks=builder.blocks,
-            label_columns=tuple(sorted(builder.labels)),
-            counts=dict(builder.counts),
-            special_tokens=tokenizer.special_texts(),
-            files={**files, **builder.files},
-        ),
+    return PlanRecord(
+        fingerprint=spec.fingerprint,
+        blocks=builder.blocks,
+        label_columns=tuple(sorted(builder.labels)),
+        counts=dict(builder.counts),
+        special_tokens=tokenizer.special_texts(),
+        files={root_record.path: root_record, **builder.files},
     )
 
 
@@ -230,26 +269,52 @@ def _run(
     provenance = {**model.provenance(), "batch_tokens": batch_tokens}
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))
-    site = spec.sites[0]
     with BlockWriter(root, spec, overlap_encoding=model.device.type != "cpu") as writer:
         for block in todo:
-            table = from_parquet(
-                read_checked(root, plan.files[layout.table_path("plan", block)]), ["token_id", "position", "flags"]
+            extract_block(
+                root,
+                plan,
+                model,
+                block,
+                writer,
+                site=spec.sites[0],
+                batch_tokens=batch_tokens,
+                provenance=provenance,
+                progress=lambda tokens: observer.advance(tokens, writer.bytes_written),
             )
-            block_plan = BlockPlan.from_table(table)
-            buffer = writer.buffer(block_plan.rows)
-            try:
-                capture_block(
-                    model,
-                    block_plan,
-                    buffer,
-                    site=site,
-                    batch_tokens=batch_tokens,
-                    progress=lambda tokens: observer.advance(tokens, writer.bytes_written),
-                )
-            except ActivationError as error:
-                raise InputError(f"{error} (token: {_describe(root, plan, block, error.row)})") from error
-            writer.submit(block, block_plan.rows, buffer, provenance)
+
+
+def extract_block(
+    root: Path,
+    plan: PlanRecord,
+    model: Model,
+    block: int,
+    writer: BlockWriter,
+    *,
+    site: str,
+    batch_tokens: int,
+    provenance: Mapping[str, Any],
+    progress: Callable[[int], None],
+) -> None:
+    """Compute one block of the plan of the lake at `root` and hand it to `writer`, which may write elsewhere.
+
+    A pure function of plan, model, block and `batch_tokens`, on the same hardware and library versions.
+
+    Raises
+    ------
+    InputError
+        When an activation cannot be stored; names the neuron and the token.
+    DamageError
+        When the block's plan table is damaged.
+    """
+    table = from_parquet(read_checked(root, plan.files[layout.table_path("plan", block)]), ["token_id", "position", "flags"])
+    block_plan = BlockPlan.from_table(table)
+    buffer = writer.buffer(block_plan.rows)
+    try:
+        capture_block(model, block_plan, buffer, site=site, batch_tokens=batch_tokens, progress=progress)
+    except ActivationError as error:
+        raise InputError(f"{error} (token: {_describe(root, plan, block, error.row)})") from error
+    writer.submit(block, block_plan.rows, buffer, provenance)
 
 
 def _describe(root: Path, plan: PlanRecord, block: int, row: int) -> str:

@@ -1,15 +1,20 @@
 """The lake on disk: format, writing, reading, checking. Imports neither torch nor any model library."""
 
 from neuronlake.store.buffer import BlockBuffer
+from neuronlake.store.compose import write_lake
 from neuronlake.store.create import create_lake, read_spec
-from neuronlake.store.encodings import ENCODINGS, Encoding
+from neuronlake.store.encodings import DEFAULT_ENCODING, ENCODINGS, Encoding
 from neuronlake.store.errors import ActivationError, DamageError, InputError, NeuronlakeError, StorageError
 from neuronlake.store.lake import Lake, open_lake
+from neuronlake.store.lock import writing
+from neuronlake.store.repair import RepairReport, repair
+from neuronlake.store.scan import Tile
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.verify import VerifyReport, verify
 from neuronlake.store.writer import BlockWriter
 
 __all__ = [
+    "DEFAULT_ENCODING",
     "ENCODINGS",
     "ActivationError",
     "BlockBuffer",
@@ -20,10 +25,15 @@ __all__ = [
     "Lake",
     "LakeSpec",
     "NeuronlakeError",
+    "RepairReport",
     "StorageError",
+    "Tile",
     "VerifyReport",
     "create_lake",
     "open_lake",
     "read_spec",
+    "repair",
     "verify",
+    "write_lake",
+    "writing",
 ]

@@ -1,14 +1,26 @@
 """The plan's record: written when planning is complete, so that a half-written plan is never used."""
 
+import dataclasses
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 import neuronlake.store.layout as layout
+from neuronlake.store.commits import committed_blocks, read_commit
 from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import FileRecord, seal, sync_folder, unseal, write_file
+from neuronlake.store.files import FileRecord, file_checksum, seal, storage_error, sync_folder, unseal, write_file
 from neuronlake.store.spec import LakeSpec, dump_metadata, metadata_files
+from neuronlake.store.tables import PADDING, from_parquet
+
+PLAN_ASIDE = f"{layout.PLAN_RECORD}.aside"
+"""Record of a plan that has lost a table: it says what the plan made again must be, and goes when that is there."""
+TABLES = ("plan", "words", "sentences")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +38,8 @@ class PlanRecord:
     """Token id (as a string, for JSON) → its text."""
     files: Mapping[str, FileRecord] = field(repr=False)
     """Path → size and checksum, of every table and Zarr metadata file."""
+    spec: Mapping[str, Any] | None = field(default=None, repr=False)
+    """Second copy of the root's attribute, to restore the root from; `publish_plan` fills it in. None in old records."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -35,6 +49,7 @@ class PlanRecord:
             "label_columns": list(self.label_columns),
             "counts": dict(self.counts),
             "special_tokens": dict(self.special_tokens),
+            **({"spec": dict(self.spec)} if self.spec is not None else {}),
             "files": [record.as_dict() for record in self.files.values()],
         }
 
@@ -42,29 +57,24 @@ class PlanRecord:
 def publish_plan(root: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
     """Write the arrays' metadata, then the plan record: from here on blocks can be committed.
 
-    `record.files` holds the tables and the root's metadata; the record returned holds the arrays' metadata too.
+    `record.files` holds the tables and the root's metadata; the record returned holds the arrays' metadata and the spec
+    too.
     """
     files = dict(record.files)
     for path, metadata in metadata_files(spec, record.blocks).items():
         files[path] = write_file(root, path, [dump_metadata(metadata)])
         sync_folder((root / path).parent)
-    complete = PlanRecord(
-        fingerprint=record.fingerprint,
-        blocks=record.blocks,
-        label_columns=record.label_columns,
-        counts=record.counts,
-        special_tokens=record.special_tokens,
-        files=files,
-    )
-    for folder in ("plan", "words", "sentences", "activations", "."):
+    complete = dataclasses.replace(record, files=files, spec=spec.as_dict())
+    for folder in (*TABLES, "activations", "."):
         if (root / folder).is_dir():
             sync_folder(root / folder)
     write_file(root, layout.PLAN_RECORD, [seal(complete.as_dict())])
+    (root / PLAN_ASIDE).unlink(missing_ok=True)
     sync_folder((root / layout.PLAN_RECORD).parent)
     return complete
 
 
-def read_plan_record(root: Path) -> PlanRecord | None:
+def read_plan_record(root: Path, path: str = layout.PLAN_RECORD) -> PlanRecord | None:
     """Return the plan record, or None when planning has not finished.
 
     Raises
@@ -72,14 +82,14 @@ def read_plan_record(root: Path) -> PlanRecord | None:
     DamageError
         When the record does not match its checksum.
     """
-    path = root / layout.PLAN_RECORD
+    where = root / path
     try:
-        data = path.read_bytes()
+        data = where.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"could not read {path}: {error.strerror}") from None
-    record = unseal(data, str(path))
+        raise InputError(f"could not read {where}: {error.strerror}") from None
+    record = unseal(data, str(where))
     try:
         return PlanRecord(
             fingerprint=record["fingerprint"],
@@ -88,6 +98,101 @@ def read_plan_record(root: Path) -> PlanRecord | None:
             counts=record["counts"],
             special_tokens=record["special_tokens"],
             files={entry["path"]: FileRecord(**entry) for entry in record["files"]},
+            spec=record.get("spec"),
         )
     except (KeyError, TypeError) as error:
-        raise DamageError(f"{path} lacks {error}") from None
+        raise DamageError(f"{where} lacks {error}") from None
+
+
+def set_plan_aside(root: Path) -> None:
+    """Make the lake's plan unfinished, but keep its record to compare the next plan with."""
+    try:
+        (root / layout.PLAN_RECORD).replace(root / PLAN_ASIDE)
+    except OSError as error:
+        raise storage_error(error, root / PLAN_ASIDE, "write") from error
+    sync_folder((root / PLAN_ASIDE).parent)
+
+
+def adopt_plan(root: Path, scratch: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
+    """Publish a plan made again for a lake that holds committed blocks, if it is the plan that those were extracted with.
+
+    Nothing of the lake is changed before that is certain. Tables whose bytes differ though their content does not (another
+    Parquet library) are replaced.
+
+    Parameters
+    ----------
+    scratch
+        Folder on the lake's file system with the new plan's tables.
+    record
+        As for `publish_plan`, of those tables.
+
+    Raises
+    ------
+    InputError
+        When the new plan is another one, with the first file that differs.
+    """
+    if (problem := _other_plan(root, scratch, record)) is not None:
+        raise InputError(
+            f"{root}: {problem}, so the plan made now is not the one that its committed blocks were extracted with; "
+            "nothing was changed: use the library versions of that time, or another folder"
+        )
+    for path in _tables(record):
+        target = root / path
+        if not _is(target, record.files[path]):
+            try:
+                target.parent.mkdir(exist_ok=True)
+                (scratch / path).replace(target)
+            except OSError as error:
+                raise storage_error(error, target, "write") from error
+    return publish_plan(root, spec, record)
+
+
+def _other_plan(root: Path, scratch: Path, record: PlanRecord) -> str | None:
+    """Say what shows that the new plan is another one, or None."""
+    try:
+        former = read_plan_record(root, PLAN_ASIDE)
+    except DamageError:
+        former = None  # then what is left of its tables must do
+    for block in committed_blocks(root):
+        if block >= record.blocks:
+            return f"block {block} is committed, but the plan has only {record.blocks} blocks"
+        flags = from_parquet((scratch / layout.table_path("plan", block)).read_bytes(), ["flags"]).column("flags")
+        used = int(np.count_nonzero(flags.to_numpy() != PADDING))
+        if used != (rows := read_commit(root, block).rows):
+            return f"{layout.commit_path(block)} has {rows} rows, the plan {used}"
+    regenerated, rewritten = "", False
+    for path in _tables(record):
+        new = record.files[path]
+        promised = former.files.get(path) if former is not None else None
+        if _is(root / path, new) or promised == new:
+            continue
+        # a table that does not match its own record is damaged and proves nothing
+        intact = promised is None or _is(root / path, promised)
+        old = _read_table(root / path) if intact else None
+        if old is None:
+            regenerated = path if promised is not None else regenerated
+        elif old.equals(_read_table(scratch / path)):
+            rewritten = True
+        else:
+            return f"{path} differs"
+    # Other bytes than the record promises: credible only where the tables that can be compared have other bytes too.
+    return f"{regenerated} differs from its record" if regenerated and not rewritten else None
+
+
+def _tables(record: PlanRecord) -> list[str]:
+    return [layout.table_path(table, block) for block in range(record.blocks) for table in TABLES]
+
+
+def _is(path: Path, record: FileRecord) -> bool:
+    try:
+        return file_checksum(path) == (record.bytes, record.xxh3)
+    except OSError:
+        return False
+
+
+def _read_table(path: Path) -> pa.Table | None:
+    """Read a table whose checksum is not known: None when it is missing or visibly damaged."""
+    try:
+        return pq.ParquetFile(io.BytesIO(path.read_bytes()), page_checksum_verification=True).read()
+    except (OSError, ValueError, pa.ArrowException):
+        return None

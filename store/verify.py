@@ -1,14 +1,28 @@
 """Is the lake whole? Compare what is on the disk with what the records promise."""
 
-from collections.abc import Iterator
+import contextlib
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neuronlake.store.commits import read_commit
-from neuronlake.store.errors import DamageError
-from neuronlake.store.files import FileRecord, file_checksum
-from neuronlake.store.lake import open_lake
+import numpy as np
+
+import neuronlake.store.layout as layout
+from neuronlake.store.commits import Commit, committed_blocks, read_commit
+from neuronlake.store.create import read_spec
+from neuronlake.store.encodings import get_encoding
+from neuronlake.store.errors import DamageError, InputError
+from neuronlake.store.files import FileRecord, file_checksum, read_checked, stale_temporaries
+from neuronlake.store.lock import LOCK_FILE, writer_of
+from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
+from neuronlake.store.spec import LakeSpec, metadata_files
+from neuronlake.store.tables import PADDING, from_parquet
+
+_SHARD = re.compile(r"activations/[^/]+/\d+/c\.(\d+)\.0|scales/[^/]+/c\.0\.(\d+)\.0\.0")
+_TABLE = re.compile(rf"(?:{'|'.join(TABLES)})/block-\d{{6,}}\.parquet")
+_TEMPORARY = re.compile(r"(?:^|/)\.[^/]*\.tmp(?:/|$)")
 
 
 @dataclass(kw_only=True)
@@ -22,8 +36,12 @@ class VerifyReport:
     bytes_checked: int = 0
     damage: list[str] = field(default_factory=list)
     """One line per damaged or missing file."""
+    leftovers: list[str] = field(default_factory=list)
+    """Temporary files of processes that ended, and shards of blocks that were never committed. They are never read."""
     unknown_files: list[str] = field(default_factory=list)
-    """Files that no record mentions: leftovers of an interrupted run, or somebody else's. They are never read."""
+    """Files that no record mentions and nothing of ours leaves behind: somebody else's. They are never read."""
+    writer: str | None = None
+    """Who is writing to the lake at this moment; what it has not committed yet is no leftover."""
 
     @property
     def ok(self) -> bool:
@@ -35,68 +53,213 @@ class VerifyReport:
         return {"ok": self.ok, **self.__dict__}
 
 
+@dataclass(kw_only=True)
+class Findings:
+    """The report, and what it means for a repair."""
+
+    report: VerifyReport
+    spec: LakeSpec | None = None
+    """Settings that the root's metadata give, if they can be read: right only if `root` is None."""
+    plan: PlanRecord | None = None
+    """The plan record, if it can be read."""
+    root: str | None = None
+    """What is wrong with the root's metadata."""
+    record: str | None = None
+    """What is wrong with the plan record."""
+    metadata: list[str] = field(default_factory=list)
+    """Damaged metadata files of groups and arrays."""
+    tables: list[str] = field(default_factory=list)
+    """Damaged plan tables."""
+    blocks: dict[int, str] = field(default_factory=dict)
+    """Committed block → the first thing that is wrong with it."""
+    foreign: list[int] = field(default_factory=list)
+    """Those of `blocks` whose commit record names another lake, or a block that the plan does not have."""
+
+
 def verify(path: str | Path, *, full: bool = False) -> VerifyReport:
     """Check a lake.
 
-    Quick: every record against its own checksum, every file's presence and size. Full: also every byte's checksum.
+    Quick: every record against its own checksum and against the others, every metadata file, every table's and shard's
+    presence and size. Full: also every byte's checksum, and each block's rows against its plan table.
 
     Raises
     ------
     InputError
-        When there is no lake to check.
+        When there is no lake to check, its plan was never finished, or its format is not ours.
     """
     root = Path(path)
-    report = VerifyReport(full=full)
+    return examine(root, full=full, writer=writer_of(root)).report
+
+
+def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
+    """Do what `verify` does, and keep the findings apart by what a repair would do about them."""
+    found = Findings(report=VerifyReport(full=full, writer=writer))
+    # Listed before the commits: what is committed in between is then not taken for a leftover.
+    present = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
+    _examine_identity(root, found)
+    known = {layout.ROOT_METADATA, layout.PLAN_RECORD, PLAN_ASIDE, LOCK_FILE}
+    if found.plan is not None:
+        _examine_plan(root, found, found.plan, known)
+    committed = committed_blocks(root)
+    found.report.blocks_committed = len(committed)
+    for block in committed:
+        known.add(layout.commit_path(block))
+        _examine_block(root, found, block, known)
+    others = [path for path in present if path not in known]
+    if found.plan is None:  # then no record lists what planning wrote
+        metadata = {} if found.spec is None else metadata_files(found.spec, 1)
+        others = [path for path in others if not _TABLE.fullmatch(path) and path not in metadata]
+    _sort_others(root, found, others, set(committed))
+    return found
+
+
+def _examine_identity(root: Path, found: Findings) -> None:
+    """Read the root's metadata and the plan record, and let each check the other."""
+    path, refusal = layout.ROOT_METADATA, None
     try:
-        lake = open_lake(root)
+        found.spec = read_spec(root)
     except DamageError as error:
-        report.damage.append(str(error))
-        return report
-    report.blocks_planned, report.blocks_committed = lake.plan.blocks, len(lake.blocks)
-    known = {"plan/plan.json"}
-    _check_files(root, lake.plan.files.values(), report, known)
-    for block in lake.blocks:
-        known.add(f"commits/block-{block:06d}.json")
-        try:
-            commit = read_commit(root, block)
-        except DamageError as error:
-            report.damage.append(str(error))
-            continue
-        if block >= lake.plan.blocks:
-            report.damage.append(f"commits/block-{block:06d}.json: the plan has only {lake.plan.blocks} blocks")
-        expected = len(lake.sites) * len(lake.layers)
-        if len(commit.files) != expected:
-            report.damage.append(f"commits/block-{block:06d}.json: lists {len(commit.files)} shards, not {expected}")
-        _check_files(root, commit.files, report, known)
-    report.unknown_files = sorted(path for path in _files(root) if path not in known)
-    return report
+        found.root = str(error)
+    except InputError as error:
+        found.root, refusal = str(error), error
+    try:
+        found.plan = read_plan_record(root)
+    except DamageError as error:
+        found.record = str(error)
+    except InputError as error:
+        raise refusal or error from None
+    promised = found.plan.files.get(path) if found.plan is not None else None
+    problem = _problem(root, promised, full=True) if promised is not None else None
+    if refusal is not None and (promised is None or problem is None):
+        raise refusal  # no lake, or a newer format: not damage, for nothing says that the file was ever different
+    if found.plan is None and found.record is None:
+        if not committed_blocks(root) and found.root is None and not (root / PLAN_ASIDE).exists():
+            raise InputError(f"{root}: its plan is not finished; run the same `neuronlake extract` command again")
+        found.record = f"{layout.PLAN_RECORD}: missing; run the same `neuronlake extract` command to plan again"
+    if found.root is None and problem is not None:
+        found.root = problem
+    if found.spec is not None and found.plan is not None and found.plan.fingerprint != found.spec.fingerprint:
+        reason = f"{layout.PLAN_RECORD} and {path} belong to different lakes"
+        found.root = f"{found.root}; {reason}" if found.root else reason
+    if found.plan is not None and found.root is not None and found.plan.spec is not None:
+        LakeSpec.from_dict(found.plan.spec, root / layout.PLAN_RECORD)  # refuses the record of a newer format
+    found.report.damage += [problem for problem in (found.root, found.record) if problem is not None]
 
 
-def _check_files(root: Path, records: Any, report: VerifyReport, known: set[str]) -> None:
-    for record in records:
+def _examine_plan(root: Path, found: Findings, plan: PlanRecord, known: set[str]) -> None:
+    found.report.blocks_planned = plan.blocks
+    tables = {layout.table_path(table, block) for block in range(plan.blocks) for table in TABLES}
+    expected = tables | {layout.ROOT_METADATA}
+    if found.spec is not None and found.root is None:
+        expected |= set(metadata_files(found.spec, plan.blocks))
+    if missing := sorted(expected - set(plan.files)):
+        found.record = f"{layout.PLAN_RECORD}: does not list {missing[0]}"
+        found.report.damage.append(found.record)
+    for path, record in plan.files.items():
+        if path != layout.ROOT_METADATA:  # checked already
+            # metadata is small: its bytes are checked always, since a flipped bit in it spoils a whole layer
+            small = path.endswith("zarr.json")
+            if _check(root, record, found.report, full=found.report.full or small):
+                (found.tables if path in tables else found.metadata).append(path)
+        known.add(path)
+
+
+def _examine_block(root: Path, found: Findings, block: int, known: set[str]) -> None:
+    path = layout.commit_path(block)
+
+    def wrong(problem: str) -> None:
+        found.report.damage.append(f"{path}: {problem}")
+        found.blocks.setdefault(block, problem)
+
+    try:
+        commit = read_commit(root, block)
+    except DamageError as error:
+        wrong(str(error).removeprefix(f"{root / path} "))
+        if found.spec is not None and found.root is None:
+            known.update(block_files(found.spec, block))  # not leftovers either
+        return
+    lake = commit.provenance.get("lake")
+    if found.plan is not None and found.root is None:
+        if lake is not None and lake != found.plan.fingerprint:
+            wrong("is the record of a block of another lake")
+            found.foreign.append(block)
+        if block >= found.plan.blocks:
+            wrong(f"the plan has only {found.plan.blocks} blocks")
+            found.foreign.append(block)
+    if found.spec is not None and found.root is None:
+        expected, listed = block_files(found.spec, block), sorted(record.path for record in commit.files)
+        if listed != sorted(expected):
+            odd = sorted(set(listed) ^ set(expected))
+            wrong(f"lists {len(listed)} files, not {len(expected)}" + (f" (first difference {odd[0]})" if odd else ""))
+    for record in commit.files:
         known.add(record.path)
-        if problem := _problem(root, record, full=report.full):
-            report.damage.append(problem)
-        report.files_checked += 1
-        report.bytes_checked += record.bytes if report.full else 0
+        if problem := _check(root, record, found.report, full=found.report.full):
+            found.blocks.setdefault(block, problem)
+    if found.report.full and found.plan is not None and (problem := _other_rows(root, found.plan, commit)):
+        wrong(problem)
+
+
+def block_files(spec: LakeSpec, block: int) -> list[str]:
+    """List the files of a block, its commit record apart."""
+    files = [layout.shard_path(site, layer, block) for site in spec.sites for layer in spec.layers]
+    if get_encoding(spec.encoding).quantised:
+        files += [layout.scales_path(site, block) for site in spec.sites]
+    return files
+
+
+def _other_rows(root: Path, plan: PlanRecord, commit: Commit) -> str | None:
+    record = plan.files.get(layout.table_path("plan", commit.block))
+    if record is None:
+        return None
+    with contextlib.suppress(DamageError):  # a damaged table is reported as itself
+        flags = from_parquet(read_checked(root, record), ["flags"]).column("flags").to_numpy()
+        if commit.rows != (used := int(np.count_nonzero(flags != PADDING))):
+            return f"has {commit.rows} rows, the plan {used}"
+    return None
+
+
+def _sort_others(root: Path, found: Findings, paths: Iterable[str], committed: set[int]) -> None:
+    """Divide what no record mentions into leftovers, what a running writer is at, and unknown files."""
+    report = found.report
+    stale = {path.relative_to(root).as_posix() for path in stale_temporaries(root)}
+    for path in paths:
+        uncommitted = _is_uncommitted(path, found.spec, committed)
+        if not uncommitted and not _TEMPORARY.search(path):
+            report.unknown_files.append(path)
+        elif report.writer is None:
+            ended = uncommitted or any(path == name or path.startswith(f"{name}/") for name in stale)
+            (report.leftovers if ended else report.unknown_files).append(path)
+
+
+def _is_uncommitted(path: str, spec: LakeSpec | None, committed: set[int]) -> bool:
+    """Whether a file is one that extraction writes for a block, of a block without a commit record."""
+    match = _SHARD.fullmatch(path)
+    if match is None or spec is None:
+        return False
+    block = int(match[1] or match[2])
+    return block not in committed and path in block_files(spec, block)
+
+
+def _check(root: Path, record: FileRecord, report: VerifyReport, *, full: bool) -> str | None:
+    problem = _problem(root, record, full=full)
+    if problem is not None:
+        report.damage.append(problem)
+    report.files_checked += 1
+    report.bytes_checked += record.bytes if full else 0
+    return problem
 
 
 def _problem(root: Path, record: FileRecord, *, full: bool) -> str | None:
     path = root / record.path
+    look: Callable[[Path], tuple[int, str]] = file_checksum if full else lambda path: (path.stat().st_size, record.xxh3)
     try:
-        size, checksum = file_checksum(path) if full else (path.stat().st_size, record.crc32c)
+        size, checksum = look(path)
     except FileNotFoundError:
         return f"{record.path}: missing"
     except OSError as error:
         return f"{record.path}: cannot be read ({error.strerror})"
     if size != record.bytes:
         return f"{record.path}: {size} bytes, expected {record.bytes}"
-    if checksum != record.crc32c:
-        return f"{record.path}: crc32c {checksum}, expected {record.crc32c}"
+    if checksum != record.xxh3:
+        return f"{record.path}: xxh3 {checksum}, expected {record.xxh3}"
     return None
-
-
-def _files(root: Path) -> Iterator[str]:
-    for path in root.rglob("*"):
-        if path.is_file():
-            yield path.relative_to(root).as_posix()

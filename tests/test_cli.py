@@ -66,7 +66,7 @@ def test_verify_finds_damage_and_says_where(capsys: pytest.CaptureFixture[str], 
     shard.write_bytes(data)
     code, out, _ = run(capsys, "verify", broken, "--full")
     assert code == 1
-    assert "activations/mlp.post/1/c.2.0: crc32c" in out
+    assert "activations/mlp.post/1/c.2.0: xxh3" in out
     code, _, err = run(capsys, "rank", broken)
     assert code == 1
     assert "checksum" in err

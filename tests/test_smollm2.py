@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 
 from neuronlake.cli.demo import model_file
 from neuronlake.cli.main import main
 from neuronlake.extractor import ConlluCorpus, ExtractSettings, ModelSource, extract, resolve_model
 from neuronlake.store import Lake, open_lake
+from neuronlake.store.quantise import TARGET_L2, expand, quantise
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent.parent
@@ -56,7 +58,7 @@ def ewt(source: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Lake:
         folder / "a.lake",
         ConlluCorpus(paths=(folder / "sample.conllu",)),
         source,
-        ExtractSettings(block_rows=2048),
+        ExtractSettings(block_rows=2048, encoding="float16"),
     )
     return open_lake(folder / "a.lake")
 
@@ -84,6 +86,23 @@ def test_values_equal_a_plain_forward(ewt: Lake, source: ModelSource) -> None:
             # float16's rounding, and two float32 passes of different shape differ by some 1e-6 of the largest value
             allowed = 2.0**-11 * np.abs(expected) + 2.0**-24 + 1e-5 * np.abs(expected).max(axis=1, keepdims=True)
             assert (np.abs(found - expected) <= allowed).all()
+
+
+def test_int8a_keeps_its_promises(ewt: Lake) -> None:
+    """Real activations of every fifth layer, the last one with its massive ones included."""
+    rows = np.flatnonzero(ewt.tokens(blocks=[0]).column("token_id").to_numpy() >= 0)
+    for layer in range(4, 30, 5):
+        truth = ewt.read(layer=layer, rows=rows, neurons=slice(0, 256)).astype(np.float16)
+        codes, patterns = np.empty(truth.shape, dtype=np.int8), np.empty(truth.shape, dtype=np.uint16)
+        scales = quantise(truth.view(np.uint16), len(rows), codes)
+        expand(codes, scales, patterns)
+        x, y = truth.astype(np.float64), patterns.view(np.float16).astype(np.float64)
+        np.testing.assert_array_equal(np.sign(x), np.sign(y))
+        ranks = [rankdata(values, axis=0) - (len(rows) + 1) / 2 for values in (x, y)]
+        rho = (ranks[0] * ranks[1]).sum(0) / np.sqrt((ranks[0] ** 2).sum(0) * (ranks[1] ** 2).sum(0))
+        assert np.quantile(rho, 0.02) >= 0.999
+        assert rho.min() >= 0.998
+        assert np.median(np.linalg.norm(y - x, axis=0) / np.linalg.norm(x, axis=0)) <= TARGET_L2
 
 
 def test_every_word_is_reached(ewt: Lake) -> None:

@@ -1,5 +1,6 @@
 """Damage is found by `verify` and never returned as data; a file system that refuses loses nothing."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from lakes import make_spec, plan_lake, random_sentences, synthetic_lake, write_blocks
 
+from neuronlake.cli.main import main
 from neuronlake.store import DamageError, InputError, StorageError, create_lake, open_lake, verify
+from neuronlake.store.commits import read_commit, write_commit
 from neuronlake.store.files import storage_error, write_file
 
 
@@ -87,6 +90,73 @@ def test_unknown_files_are_reported_and_ignored(pristine: Path, tmp_path: Path) 
     assert report.unknown_files == ["activations/stray"]
 
 
+def test_shards_of_uncommitted_blocks_are_leftovers(pristine: Path, tmp_path: Path) -> None:
+    root = tmp_path / "a.lake"
+    shutil.copytree(pristine, root)
+    (root / "commits" / "block-000001.json").unlink()
+    (root / "activations" / "mlp.post" / "7").mkdir()
+    (root / "activations" / "mlp.post" / "7" / "c.1.0").write_text("a layer that the lake does not have")
+    report = verify(root)
+    assert report.ok
+    assert report.leftovers == [f"activations/mlp.post/{layer}/c.1.0" for layer in (0, 1)]
+    assert report.unknown_files == ["activations/mlp.post/7/c.1.0"]
+
+
+def test_the_quick_check_reads_all_metadata_and_compares_the_records(pristine: Path, tmp_path: Path) -> None:
+    """What keeps a file's size and costs nothing to see is seen without --full."""
+    cases = {
+        "activations/mlp.post/1/zarr.json": (b'"layer": 1', b'"layer": 0', "mlp.post/1/zarr.json: xxh3"),
+        "zarr.json": (b'"name": "synthetic"', b'"name": "synthesis"', "zarr.json: xxh3"),
+    }
+    for case, (path, (old, new, match)) in enumerate(cases.items()):
+        root = tmp_path / f"{case}.lake"
+        shutil.copytree(pristine, root)
+        data = (root / path).read_bytes()
+        assert data.count(old) == 1
+        (root / path).write_bytes(data.replace(old, new))
+        assert match in " ".join(verify(root).damage)
+    root = tmp_path / "commits.lake"
+    shutil.copytree(pristine, root)
+    commit = read_commit(root, 0)
+    write_commit(root, dataclasses.replace(commit, files=(*commit.files[:-1], commit.files[0])))
+    assert "lists 2 files, not 2 (first difference activations/mlp.post/1/c.0.0)" in " ".join(verify(root).damage)
+    write_commit(root, dataclasses.replace(commit, provenance={"lake": "0" * 64}))
+    assert "commits/block-000000.json: is the record of a block of another lake" in verify(root).damage
+    write_commit(root, dataclasses.replace(commit, rows=commit.rows - 1))
+    assert verify(root).ok
+    assert f"has {commit.rows - 1} rows, the plan {commit.rows}" in " ".join(verify(root, full=True).damage)
+    write_commit(root, commit)
+    assert verify(root, full=True).ok
+    write_commit(root, dataclasses.replace(commit, block=7))
+    assert "commits/block-000007.json: the plan has only 2 blocks" in verify(root).damage
+
+
+def test_a_lake_of_another_format_is_one_line(pristine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command that opens a lake, and every part of one that may come from another version."""
+    for version in (0, 2):
+        root = tmp_path / f"{version}.lake"
+        create_lake(root, open_lake(pristine).spec)
+        text = (root / "zarr.json").read_text()
+        (root / "zarr.json").write_text(text.replace('"format_version": 1', f'"format_version": {version}'))
+        for command in (["info"], ["verify"], ["verify", "--full", "--repair"], ["top", "L0.N0"]):
+            assert main([command[0], str(root), *command[1:]]) == 2
+            captured = capsys.readouterr()
+            assert captured.err.count("\n") == 1
+            assert f"is of lake format {version}, this neuronlake reads format 1" in captured.err
+            assert captured.out == ""
+
+
+def test_what_is_no_lake_is_left_alone_by_repair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("kept")
+    cases = {"empty": "is not a lake", "full": "is not a lake", "full/thesis.txt": "is not a lake", "missing": "not exist"}
+    for name, message in cases.items():
+        assert main(["verify", str(tmp_path / name), "--repair"]) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "full", "thesis.txt"]
+
+
 def test_leftovers_of_dead_processes_are_removed(pristine: Path, tmp_path: Path) -> None:
     root = tmp_path / "a.lake"
     shutil.copytree(pristine, root)
@@ -96,9 +166,10 @@ def test_leftovers_of_dead_processes_are_removed(pristine: Path, tmp_path: Path)
         f"write_file(Path({str(root)!r}), 'activations/mlp.post/0/c.0.0', parts())"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
-    assert len(verify(root, full=True).unknown_files) == 1
+    report = verify(root, full=True)
+    assert (len(report.leftovers), report.unknown_files) == (1, [])
     create_lake(root, open_lake(root).spec)
-    assert verify(root, full=True).unknown_files == []
+    assert verify(root, full=True).leftovers == []
 
 
 def test_a_lake_with_other_settings_is_refused(pristine: Path) -> None:
@@ -192,3 +263,24 @@ def test_write_file_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="Input/output error"):
         write_file(tmp_path, "folder/file", parts())
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_exchanged_shards_are_found(tmp_path: Path) -> None:
+    """Whole shards of the same size, each with checksums that fit: only the record of the whole file can tell."""
+    root = tmp_path / "a.lake"
+    values = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    synthetic_lake(
+        root, tokens=64, neurons=4, block_rows=64, encoding="float32", values=np.stack([values, -values])
+    )  # a bit plane and its complement compress alike
+    one, other = root / "activations/mlp.post/0/c.0.0", root / "activations/mlp.post/1/c.0.0"
+    first, second = one.read_bytes(), other.read_bytes()
+    assert first != second
+    assert len(first) == len(second)
+    one.write_bytes(second)
+    other.write_bytes(first)
+    assert verify(root).ok, "sizes alone cannot tell"
+    damage = verify(root, full=True).damage
+    assert [line.split(" ")[:2] for line in damage] == [
+        ["activations/mlp.post/0/c.0.0:", "xxh3"],
+        ["activations/mlp.post/1/c.0.0:", "xxh3"],
+    ]
