@@ -49,6 +49,39 @@ def ewt_lake() -> Path:
     return root
 
 
+def reencode(lake: Any, root: Path, encoding: str) -> Path:
+    """Write a lake's committed blocks again in another encoding, without the model."""
+    import dataclasses
+
+    import numpy as np
+
+    import neuronlake.store.layout as layout
+    from neuronlake.store import BlockWriter, create_lake
+    from neuronlake.store.encodings import get_encoding
+    from neuronlake.store.files import write_file
+    from neuronlake.store.plan_record import publish_plan
+
+    width = layout.default_chunk_neurons(
+        rows=lake.block_rows, neurons=lake.neurons, itemsize=get_encoding(encoding).itemsize
+    )
+    spec = dataclasses.replace(lake.spec, encoding=encoding, chunk_neurons=width)
+    files = [create_lake(root, spec)]
+    files += [
+        write_file(root, path, [(lake.path / path).read_bytes()]) for path in lake.plan.files if path.endswith(".parquet")
+    ]
+    plan = dataclasses.replace(lake.plan, fingerprint=spec.fingerprint, files={record.path: record for record in files})
+    publish_plan(root, spec, plan)
+    with BlockWriter(root, spec) as writer:
+        for commit in lake.commits:
+            buffer = writer.buffer(commit.rows)
+            rows = np.arange(commit.rows)
+            for site in spec.sites:
+                for layer in spec.layers:
+                    buffer.put(site, layer, lake.read_block(site=site, layer=layer, block=commit.block), rows, rows)
+            writer.submit(commit.block, commit.rows, buffer, commit.provenance)
+    return root
+
+
 def peak_memory_bytes(code: str, *arguments: str) -> int:
     """Run Python code in a process of its own and return its peak resident memory."""
     ending = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
