@@ -3,13 +3,24 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import neuronlake.store.layout as layout
 from neuronlake.store.errors import DamageError
-from neuronlake.store.files import FileRecord, seal, sync_folder, unseal, write_file
+from neuronlake.store.files import (
+    FileRecord,
+    make_folder,
+    read_error,
+    seal,
+    storage_error,
+    sync_ancestors,
+    sync_folder,
+    unseal,
+    write_file,
+)
 
+_COMMITS = "commits"
 _COMMIT_NAME = re.compile(r"block-(\d{6,})\.json")
 
 
@@ -27,7 +38,15 @@ class Commit:
 
 
 def write_commit(root: Path, commit: Commit) -> None:
-    """Publish a block whose files are already in place and synced."""
+    """Publish a block whose files, and the folders that hold them, are already in place and synced.
+
+    When this returns, the block survives a power cut, the plan it belongs to included.
+
+    Raises
+    ------
+    StorageError
+        When the file system refuses.
+    """
     path = layout.commit_path(commit.block)
     record = {
         "block": commit.block,
@@ -35,16 +54,53 @@ def write_commit(root: Path, commit: Commit) -> None:
         "provenance": dict(commit.provenance),
         "files": [record.as_dict() for record in commit.files],
     }
+    folder = root / _COMMITS
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise storage_error(error, folder, "make") from error
+    # What the record rests on must last before the record is seen: the folders on the way to the block's files, and the
+    # plan's, whose writer may have been killed between renaming its record and syncing.
+    resting = {str(PurePosixPath(file.path).parent) for file in commit.files}
+    sync_folder((root / layout.PLAN_RECORD).parent)
+    sync_ancestors(root, sorted({*resting, _COMMITS}))
     write_file(root, path, [seal(record)])
-    sync_folder((root / path).parent)
+    sync_folder(folder)
+
+
+def settle_commits(root: Path) -> None:
+    """Make the commit records that are there last.
+
+    A process that was killed, or refused by the file system, between renaming a record and syncing its folder leaves a
+    record that everybody sees and a power cut may take back. Called before a run counts on the blocks committed so far.
+
+    Raises
+    ------
+    StorageError
+        When the file system refuses.
+    """
+    if (root / _COMMITS).is_dir():
+        sync_folder(root / _COMMITS)
+        sync_folder((root / layout.PLAN_RECORD).parent)
+        sync_ancestors(root, [_COMMITS])
 
 
 def committed_blocks(root: Path) -> tuple[int, ...]:
-    """List the committed blocks, ascending, from one look at the folder."""
-    folder = root / "commits"
-    if not folder.is_dir():
+    """List the committed blocks, ascending, from one look at the folder.
+
+    Raises
+    ------
+    StorageError
+        When the folder cannot be listed.
+    """
+    folder = root / _COMMITS
+    try:
+        listing = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
         return ()
-    names = (_COMMIT_NAME.fullmatch(path.name) for path in folder.iterdir())
+    except OSError as error:
+        raise read_error(error, folder) from error
+    names = (_COMMIT_NAME.fullmatch(name) for name in listing)
     return tuple(sorted(int(match[1]) for match in names if match))
 
 
@@ -55,12 +111,16 @@ def read_commit(root: Path, block: int) -> Commit:
     ------
     DamageError
         When it is missing or does not match its own checksum.
+    StorageError
+        When the file system refuses.
     """
     path = root / layout.commit_path(block)
     try:
         record = unseal(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise DamageError(f"{path} is missing") from None
+    except OSError as error:
+        raise read_error(error, path) from error
     try:
         commit = Commit(
             block=record["block"],

@@ -98,6 +98,8 @@ def create_lake(root: Path, spec: LakeSpec) -> FileRecord:
         return FileRecord(path=layout.ROOT_METADATA, bytes=size, xxh3=checksum)
     if root.exists() and (not root.is_dir() or any(map(_counts, root.iterdir()))):
         spec = _lost_spec(root, spec)
+    for temporary in stale_temporaries(root):
+        remove_temporary(temporary)
     record = write_file(root, layout.ROOT_METADATA, [dump_metadata(root_metadata(spec))])
     sync_folder(root)
     return record

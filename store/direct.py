@@ -24,7 +24,10 @@ class DirectFile:
     """
 
     def __init__(self, path: Path):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        if not hasattr(_local, "buffer"):
+            _local.buffer = mmap.mmap(-1, _BUFFER_BYTES)  # page-aligned, as direct writes demand
+        self._buffer = _local.buffer
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         self._direct = hasattr(os, "O_DIRECT")
         try:
             self._descriptor = os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
@@ -34,9 +37,6 @@ class DirectFile:
             path.unlink(missing_ok=True)  # some file systems create the file before they refuse
             self._direct = False
             self._descriptor = os.open(path, flags, 0o666)
-        if not hasattr(_local, "buffer"):
-            _local.buffer = mmap.mmap(-1, _BUFFER_BYTES)  # page-aligned, as direct writes demand
-        self._buffer = _local.buffer
         self._filled = 0
         self._size = 0
 
@@ -54,11 +54,11 @@ class DirectFile:
 
     def finish(self) -> None:
         """Write what is left; the thread's buffer is free again. The file stays open for `sync`."""
-        if self._filled:
-            padded = -(-self._filled // _ALIGNMENT) * _ALIGNMENT if self._direct else self._filled
-            self._buffer[self._filled : padded] = bytes(padded - self._filled)
+        if filled := self._filled:
+            padded = -(-filled // _ALIGNMENT) * _ALIGNMENT if self._direct else filled
+            self._buffer[filled:padded] = bytes(padded - filled)
             self._drain(padded)
-            if self._direct:
+            if padded > filled:
                 os.ftruncate(self._descriptor, self._size)
 
     def sync(self) -> None:
@@ -68,17 +68,36 @@ class DirectFile:
     def close(self) -> None:
         """Close the file; more than once does no harm."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            # Forgotten first: the system frees the number even when it reports an error, and may have given it to another
+            # thread's file by the time of a second attempt.
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
 
     def _drain(self, count: int) -> None:
         with memoryview(self._buffer) as whole:
             done = 0
             while done < count:
-                with whole[done:count] as rest:
-                    written = os.write(self._descriptor, rest)
-                if self._direct and written < count - done:
-                    # What is left is no longer aligned: a retry would report a wrong argument instead of the cause.
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                done += written
+                done += self._write_some(whole, done, count)
         self._filled = 0
+
+    def _write_some(self, whole: memoryview, start: int, stop: int) -> int:
+        if self._direct and start % _ALIGNMENT:
+            self._leave_direct()  # a short write has left the file's end unaligned
+        with whole[start:stop] as rest:
+            try:
+                written = os.write(self._descriptor, rest)
+            except OSError as error:
+                if not self._direct or error.errno != errno.EINVAL:
+                    raise
+                self._leave_direct()  # a device with sectors larger than the alignment, for one
+                written = os.write(self._descriptor, rest)
+        if not written:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # else this would go on for ever
+        return written
+
+    def _leave_direct(self) -> None:
+        import fcntl  # only systems with direct writes come here, and all of those have it
+
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        self._direct = False

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import xxhash
 
 from neuronlake.store.direct import DirectFile
 from neuronlake.store.errors import DamageError, StorageError
 
 _TEMPORARY = ".tmp"
+_ours: set[str] = set()  # names of the temporary files that this process is writing now
+# What file systems answer that cannot sync a folder: their renames last as soon as they are made, or never.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +31,13 @@ class FileRecord:
     path: str
     """Relative to the lake, with forward slashes."""
     bytes: int
-    crc32c: str
-    """Eight hexadecimal digits over the whole file."""
+    xxh3: str
+    """XXH3-64 of the whole file, sixteen hexadecimal digits. Not its crc32c: the chunks of a shard end in their own, and the
+    CRC of a message that ends in its CRC is the same for every message, so that shards could be exchanged unseen."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {"path": self.path, "bytes": self.bytes, "crc32c": self.crc32c}
+        return {"path": self.path, "bytes": self.bytes, "xxh3": self.xxh3}
 
 
 class StagedFile:
@@ -45,16 +50,17 @@ class StagedFile:
     def __init__(self, root: Path, path: str, parts: Iterable[bytes]):
         self._target = root / path
         self._temporary = self._target.with_name(_temporary_name(self._target.name))
-        size, checksum = 0, 0
+        _ours.add(self._temporary.name)
+        size, checksum = 0, xxhash.xxh3_64()
         with self._cleaning_up():
-            self._target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._target.parent)
             self._file = DirectFile(self._temporary)
             for part in parts:
                 self._file.write(part)
                 size += len(part)
-                checksum = google_crc32c.extend(checksum, part)
+                checksum.update(part)
             self._file.finish()
-        self._record = FileRecord(path=path, bytes=size, crc32c=f"{checksum:08x}")
+        self._record = FileRecord(path=path, bytes=size, xxh3=checksum.hexdigest())
 
     def publish(self) -> FileRecord:
         """Sync and rename. The caller syncs the folder (`sync_folder`) once all files of a step are there."""
@@ -62,6 +68,7 @@ class StagedFile:
             self._file.sync()
             self._file.close()
             self._temporary.replace(self._target)
+        _ours.discard(self._temporary.name)
         return self._record
 
     @contextlib.contextmanager
@@ -69,11 +76,14 @@ class StagedFile:
         try:
             yield
         except BaseException as error:
-            with contextlib.suppress(OSError, AttributeError):  # the first error is the one to show
-                self._file.close()
-            with contextlib.suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError):
+            try:
+                with contextlib.suppress(OSError, AttributeError):  # the first error is the one to show
+                    self._file.close()
+                with contextlib.suppress(OSError):
+                    self._temporary.unlink(missing_ok=True)
+            finally:
+                _ours.discard(self._temporary.name)  # if it could not be removed, the next run does it
+            if isinstance(error, OSError) and not isinstance(error, StorageError):
                 raise storage_error(error, self._target, "write") from error
             raise
 
@@ -91,16 +101,52 @@ def write_file(root: Path, path: str, parts: Iterable[bytes]) -> FileRecord:
     return StagedFile(root, path, parts).publish()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, so that it survives a power cut.
+
+    A folder that exists already is taken to be safe: `sync_ancestors` makes sure of those that a killed process made.
+
+    Raises
+    ------
+    OSError
+        When the file system refuses, or a file stands in the way.
+    """
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        folder.mkdir()
+    except FileExistsError:
+        if folder.is_dir():
+            return
+        raise
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)  # another thread may be faster
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the entries of `folder` survive a power cut: renamed files, new folders. Their content is synced apart."""
+    try:
+        _sync_folder(folder)
     except OSError as error:
         raise storage_error(error, folder, "sync") from error
+
+
+def sync_ancestors(root: Path, folders: Iterable[str]) -> None:
+    """Sync every folder above `folders` (relative to the lake), up to the one that holds the lake.
+
+    A file is found after a power cut only if the folder entries on the way to it were synced too, and whoever made one of
+    these folders may have been killed before it came to that.
+    """
+    above = {ancestor for folder in folders for ancestor in (root / folder).parents if ancestor.is_relative_to(root)}
+    for ancestor in sorted(above):
+        sync_folder(ancestor)
+    holder = root.absolute().parent
+    try:
+        _sync_folder(holder)
+    except OSError as error:
+        # Somebody else's folder: one that we may not read, or on a read-only file system, is none that we made a lake in.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise storage_error(error, holder, "sync") from error
 
 
 def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
@@ -116,14 +162,19 @@ def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
     return StorageError(f"could not {verb} {path}: {reason}; committed blocks are safe, run the same command again")
 
 
+def read_error(error: OSError, path: Path) -> StorageError:
+    """Turn an OSError of reading into one line."""
+    return StorageError(f"could not read {path}: {error.strerror or error}; nothing was changed")
+
+
 def file_checksum(path: Path) -> tuple[int, str]:
-    """Return size in bytes and crc32c (eight hexadecimal digits) of a file, read in pieces."""
-    size, checksum = 0, 0
+    """Return size in bytes and XXH3-64 (sixteen hexadecimal digits) of a file, read in pieces."""
+    size, checksum = 0, xxhash.xxh3_64()
     with path.open("rb") as file:
         while piece := file.read(1 << 22):  # 4 MiB
             size += len(piece)
-            checksum = google_crc32c.extend(checksum, piece)
-    return size, f"{checksum:08x}"
+            checksum.update(piece)
+    return size, checksum.hexdigest()
 
 
 def read_checked(root: Path, record: FileRecord) -> bytes:
@@ -133,12 +184,16 @@ def read_checked(root: Path, record: FileRecord) -> bytes:
     ------
     DamageError
         When the file is missing or differs.
+    StorageError
+        When the file system refuses.
     """
     try:
         data = (root / record.path).read_bytes()
     except FileNotFoundError:
         raise DamageError(f"{root / record.path} is missing; run `neuronlake verify` to list the damage") from None
-    if len(data) != record.bytes or f"{google_crc32c.value(data):08x}" != record.crc32c:
+    except OSError as error:
+        raise read_error(error, root / record.path) from error
+    if len(data) != record.bytes or xxhash.xxh3_64_hexdigest(data) != record.xxh3:
         raise DamageError(f"{root / record.path} does not match its checksum; run `neuronlake verify --full`")
     return data
 
@@ -170,11 +225,22 @@ def unseal(data: bytes, what: str) -> dict[str, Any]:
 
 
 def stale_temporaries(root: Path) -> Iterator[Path]:
-    """Yield temporary files left by processes of this host that no longer run."""
+    """Yield temporary files left by processes of this host that no longer run, or by this one when it failed before."""
     for path in root.rglob(f".*{_TEMPORARY}"):
         host, pid = _owner(path.name)
-        if host == _host() and not _running(pid):
+        if host == _host() and (path.name not in _ours if pid == os.getpid() else not _running(pid)):
             yield path
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _dump(record: dict[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neuronlake.store.errors import InputError, StorageError
+from neuronlake.store.files import make_folder
 
 LOCK_FILE = ".neuronlake.lock"
 # File systems without flock: some network mounts and FUSE layers.
@@ -77,7 +78,7 @@ def _acquire(root: Path) -> int | None:
     path = root / LOCK_FILE
     while True:
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_folder(root)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileExistsError:
             raise InputError(f"{root} is a file, not a lake: choose a new or empty folder") from None
@@ -127,7 +128,8 @@ def _release(root: Path, descriptor: int | None) -> None:
             if _is_at(descriptor, root / LOCK_FILE):
                 (root / LOCK_FILE).unlink()
         _held.discard(descriptor)
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
     with contextlib.suppress(OSError):  # it is not empty: the usual case
         root.rmdir()
 

@@ -4,7 +4,7 @@ import dataclasses
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,16 @@ import pyarrow.parquet as pq
 import neuronlake.store.layout as layout
 from neuronlake.store.commits import committed_blocks, read_commit
 from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import FileRecord, file_checksum, seal, storage_error, sync_folder, unseal, write_file
+from neuronlake.store.files import (
+    FileRecord,
+    file_checksum,
+    seal,
+    storage_error,
+    sync_ancestors,
+    sync_folder,
+    unseal,
+    write_file,
+)
 from neuronlake.store.spec import LakeSpec, dump_metadata, metadata_files
 from neuronlake.store.tables import PADDING, from_parquet
 
@@ -65,11 +74,15 @@ def publish_plan(root: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
         files[path] = write_file(root, path, [dump_metadata(metadata)])
         sync_folder((root / path).parent)
     complete = dataclasses.replace(record, files=files, spec=spec.as_dict())
-    for folder in (*TABLES, "activations", "."):
+    for folder in TABLES:
         if (root / folder).is_dir():
             sync_folder(root / folder)
+    sync_ancestors(root, sorted({str(PurePosixPath(path).parent) for path in files}))
     write_file(root, layout.PLAN_RECORD, [seal(complete.as_dict())])
-    (root / PLAN_ASIDE).unlink(missing_ok=True)
+    try:
+        (root / PLAN_ASIDE).unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, root / PLAN_ASIDE, "remove") from error
     sync_folder((root / layout.PLAN_RECORD).parent)
     return complete
 
