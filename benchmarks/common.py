@@ -1,9 +1,11 @@
 """What the benchmarks share: the real model, the gold corpora, records of results."""
 
 import datetime
+import gzip
 import json
 import os
 import platform
+import random
 import resource
 import subprocess
 import sys
@@ -16,6 +18,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 EWT_DEV = "en_ewt-ud-dev.conllu.gz"
+EWT_TRAIN = "en_ewt-ud-train.conllu.gz"
+SHARE = 0.22
+"""Of EWT train's documents; about 48,000 tokens."""
 
 
 def corpora() -> Path:
@@ -41,11 +46,31 @@ def scratch() -> "tempfile.TemporaryDirectory[str]":
 
 def ewt_lake() -> Path:
     """A float16 lake of EWT dev through SmolLM2, extracted once and kept under build/ (a minute and a half)."""
-    from neuronlake.extractor import ConlluCorpus, extract, resolve_model
+    from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
 
     root = ROOT / "build" / "benchmark-ewt-dev.lake"
     corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,))
-    extract(root, corpus, resolve_model(smollm2()))
+    extract(root, corpus, resolve_model(smollm2()), ExtractSettings(encoding="float16"))
+    return root
+
+
+def ewt_train_lake(share: float = SHARE) -> Path:
+    """A float32 lake of a sample of EWT train's documents, extracted once and kept under build/ (9 GB, some minutes)."""
+    from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
+
+    sample = ROOT / "build" / f"ewt-train-{share}.conllu"
+    if not sample.exists():
+        documents: list[list[str]] = []
+        with gzip.open(corpora() / EWT_TRAIN, "rt", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("# newdoc") or not documents:
+                    documents.append([])
+                documents[-1].append(line)
+        chosen = sorted(random.Random(0).sample(range(len(documents)), max(2, int(len(documents) * share))))
+        sample.parent.mkdir(exist_ok=True)
+        sample.write_text("".join(line for document in chosen for line in documents[document]), encoding="utf-8")
+    root = ROOT / "build" / f"benchmark-ewt-train-{share}.lake"
+    extract(root, ConlluCorpus(paths=(sample,)), resolve_model(smollm2()), ExtractSettings(encoding="float32"))
     return root
 
 

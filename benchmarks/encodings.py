@@ -5,9 +5,7 @@ ranks per neuron and top tokens are compared with float32; per-tag rankings and 
 exact (float32 is ranked by its upper 16 bits).
 """
 
-import gzip
 import os
-import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import ROOT, corpora, keep, reencode, scratch, smollm2
+from benchmarks.common import SHARE, ewt_train_lake, keep, reencode, scratch
 
-EWT_TRAIN = "en_ewt-ud-train.conllu.gz"
-SHARE = 0.22
-"""Of the documents; about 48,000 tokens."""
 NEURON_STEP = 12
 """Ranks are computed for every twelfth neuron, in all layers: sorting all of them would take an hour."""
 PROBED_LAYERS = (0, 7, 14, 21, 29)
@@ -51,7 +46,7 @@ def run(
     """Print one line per encoding, of all or of `names`; float16 comes first, as the reference."""
     from neuronlake.store import ENCODINGS, open_lake
 
-    source = open_lake(_sample_lake(share))
+    source = open_lake(ewt_train_lake(share))
     truth = _Truth(source, step)
     result: dict[str, Any] = {}
     reference: dict[str, Any] | None = None
@@ -71,25 +66,6 @@ def run(
         print(f"| {name} | {' | '.join(form.format(row[key]) for key, form in _COLUMNS.items())} |", flush=True)
     keep("encodings", result)
     return result
-
-
-def _sample_lake(share: float) -> Path:
-    from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
-
-    sample = ROOT / "build" / f"ewt-train-{share}.conllu"
-    if not sample.exists():
-        documents: list[list[str]] = []
-        with gzip.open(corpora() / EWT_TRAIN, "rt", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("# newdoc") or not documents:
-                    documents.append([])
-                documents[-1].append(line)
-        chosen = sorted(random.Random(0).sample(range(len(documents)), max(2, int(len(documents) * share))))
-        sample.parent.mkdir(exist_ok=True)
-        sample.write_text("".join(line for document in chosen for line in documents[document]), encoding="utf-8")
-    root = ROOT / "build" / f"benchmark-ewt-train-{share}.lake"
-    extract(root, ConlluCorpus(paths=(sample,)), resolve_model(smollm2()), ExtractSettings(encoding="float32"))
-    return root
 
 
 def _bytes_per_value(lake: Any) -> float:

@@ -16,7 +16,7 @@ from neuronlake.store.commits import Commit, committed_blocks, read_commit
 from neuronlake.store.create import read_spec
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import read_checked
-from neuronlake.store.parallel import map_ordered
+from neuronlake.store.parallel import map_ordered, usable_cpus
 from neuronlake.store.plan_record import PlanRecord, read_plan_record
 from neuronlake.store.reader import ShardReader
 from neuronlake.store.scan import Tile, scan
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from neuronlake.store.views import LayerArray
 
 _Result = TypeVar("_Result")
+_TASKS_PER_THREAD = 4
 
 
 def open_lake(path: str | os.PathLike[str]) -> "Lake":
@@ -162,13 +163,18 @@ class Lake:
         for block in rows_of:
             self._check_block(block)
 
-        def read_chunk(where: tuple[int, int]) -> None:
-            block, chunk = where
-            (in_rows, out_rows), (in_columns, out_columns) = rows_of[block], neurons_of[chunk]
-            self.reader.gather(site, layer, block, chunk, in_rows, in_columns, out, out_rows, out_columns)
+        def read_chunks(where: Sequence[tuple[int, int]]) -> None:
+            for block, chunk in where:
+                (in_rows, out_rows), (in_columns, out_columns) = rows_of[block], neurons_of[chunk]
+                with self.reader.shard(site, layer, block) as shard:
+                    shard.gather(chunk, in_rows, in_columns, out, out_rows, out_columns)
 
         pieces = [(block, chunk) for block in rows_of for chunk in neurons_of]
-        for _ in map_ordered(read_chunk, pieces, threads=None if len(pieces) > 1 else 1):
+        size = (
+            -(-len(pieces) // (_TASKS_PER_THREAD * usable_cpus())) or 1
+        )  # handing over a task costs as much as small chunks
+        tasks = [pieces[first : first + size] for first in range(0, len(pieces), size)]
+        for _ in map_ordered(read_chunks, tasks, threads=None if len(tasks) > 1 else 1):
             pass
         return out
 
@@ -192,7 +198,8 @@ class Lake:
             return self.read(site=site, layer=layer, rows=slice(first, first + self.block_rows), neurons=neurons)
         if out is None:
             out = np.empty((self.block_rows, self.neurons), dtype=np.float32)
-        self.reader.unpack(site, layer, block, range(self.reader.chunks), out)
+        with self.reader.shard(site, layer, block) as shard:
+            shard.unpack(range(self.reader.chunks), out)
         return out
 
     def read_codes(
@@ -219,8 +226,9 @@ class Lake:
         self._check(site, layer)
         self._check_block(block)
         if out is None:
-            out = self.reader.empty_chunk()
-        self.reader.patterns(site, layer, block, chunk, out)
+            out = np.empty(self.reader.chunk_shape, dtype=self.reader.encoding.stored)
+        with self.reader.shard(site, layer, block) as shard:
+            shard.patterns(chunk, out)
         return out[:, : self.neurons - chunk * self.chunk_neurons]
 
     def scan(
@@ -246,7 +254,8 @@ class Lake:
         layers, blocks
             All stored layers, all committed blocks by default.
         values
-            ``"float32"``, or ``"stored"`` for bit patterns (uint16 of float16 or bfloat16; float32 for that encoding).
+            ``"float32"``; ``"stored"`` for bit patterns (uint16 of float16 or bfloat16; float32 for that encoding);
+            ``"codes"`` for what a chunk holds on disk, int8 with ``tile.scales`` for `int8a`: to count, codes are enough.
         threads
             One per core by default.
 
@@ -374,6 +383,14 @@ def _grouped(index: NDArray[np.int64], size: int) -> dict[int, tuple[NDArray[np.
     """Group indices by ``index // size``: group → (places within the group, positions in `index`)."""
     if not len(index):
         return {}
+    if (index[1:] > index[:-1]).all():  # the usual case; sorting a million rows takes longer than reading a column
+        first = np.arange(index[0] // size, index[-1] // size + 1)
+        starts = np.searchsorted(index, np.append(first, first[-1] + 1) * size)
+        return {
+            int(group): (index[start:stop] - group * size, np.arange(start, stop))
+            for group, start, stop in zip(first, starts[:-1], starts[1:], strict=True)
+            if stop > start
+        }
     groups = index // size
     order = np.argsort(groups, kind="stable")
     found, starts = np.unique(groups[order], return_index=True)

@@ -22,7 +22,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.store.floats import f16bits_to_f32, f32_to_f16bits
+from neuronlake.store.floats import bits_to_f32, f16bits_to_f32, f32_bits, f32_to_f16bits
 from neuronlake.store.scale_choice import LARGEST_CODE, Sample
 
 TARGET_RHO = 0.9994
@@ -54,11 +54,14 @@ def _quantise(tile: Any, inverse: Any, knee: Any, half_knee: Any, half_slope: An
 def _quantise_segmented(tile: Any, unit: Any, knee: Any, columns: Any, out: Any) -> None:
     for j in columns:
         m = -knee[j]
+        inverse, share = numba.float32(1) / unit[j], numba.float32(1) / m
         for i in range(tile.shape[0]):
             x = f16bits_to_f32(tile[i, j])
-            ratio = abs(x) / unit[j] + m
-            e = math.floor(math.log2(ratio / m))
-            code = e * m + ratio / 2.0**e - m
+            ratio = abs(x) * inverse + m
+            # ⌊log₂(ratio / m)⌋ and its power of two from the bits of the quotient, which is at least 1 but for rounding
+            e = max(numba.int32(f32_bits(ratio * share) >> numba.uint32(23)) - numba.int32(127), numba.int32(0))
+            shrink = bits_to_f32(numba.uint32(numba.int32(127) - e) << numba.uint32(23))
+            code = numba.float32(e) * m + ratio * shrink - m
             whole = min(max(numba.int32(code + _HALF), numba.int32(1)), numba.int32(LARGEST_CODE))
             whole = numba.int32(0) if x == 0 else whole
             out[i, j] = numba.int8(whole if x > 0 else -whole)
@@ -67,9 +70,10 @@ def _quantise_segmented(tile: Any, unit: Any, knee: Any, columns: Any, out: Any)
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _decode(code: Any, unit: Any, knee: Any) -> Any:
     q = numba.float32(code)
-    beyond = max(abs(q) - knee, numba.float32(0))
-    x = unit * (q * q - beyond * beyond)  # the bracket is a whole number: exact
-    return f32_to_f16bits(x if q >= 0 else -x)
+    a = abs(q)
+    m = min(a, knee)
+    x = unit * (m * (a + a - m))  # q² − max(a − knee, 0)², a whole number: exact
+    return f32_to_f16bits(math.copysign(x, q))
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -81,24 +85,46 @@ def _decode_segmented(code: Any, unit: Any, knee: Any) -> Any:
     return f32_to_f16bits(x if code >= 0 else -x)
 
 
+# Segmented neurons are few, and branches or calls would keep LLVM from vectorising the others: two loops, and the second
+# looks values up.
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _expand(codes: Any, unit: Any, knee: Any, segmented: Any, out: Any) -> None:
+def _table(unit: Any, knee: Any, table: Any) -> None:
+    for k in range(256):
+        table[k] = _decode_segmented(numba.int8(k - 128), unit, knee)
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _expand(codes: Any, unit: Any, knee: Any, out: Any) -> None:
     for i in range(codes.shape[0]):
         row, values = codes[i], out[i]
         for j in range(row.shape[0]):
             values[j] = _decode(row[j], unit[j], knee[j])
-        for j in segmented:
-            values[j] = _decode_segmented(row[j], unit[j], knee[j])
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _unpack(codes: Any, unit: Any, knee: Any, segmented: Any, width: int, out: Any, column: int) -> None:
+def _expand_segmented(codes: Any, unit: Any, knee: Any, segmented: Any, out: Any) -> None:
+    table = np.empty(256, dtype=np.uint16)
+    for j in segmented:
+        _table(unit[j], knee[j], table)
+        for i in range(codes.shape[0]):
+            out[i, j] = table[numba.int64(codes[i, j]) + 128]
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _unpack(codes: Any, unit: Any, knee: Any, width: int, out: Any, column: int) -> None:
     for i in range(codes.shape[0]):
         row, values = codes[i], out[i, column : column + width]
         for j in range(values.shape[0]):
             values[j] = f16bits_to_f32(_decode(row[j], unit[j], knee[j]))
-        for j in segmented:
-            values[j] = f16bits_to_f32(_decode_segmented(row[j], unit[j], knee[j]))
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _unpack_segmented(codes: Any, unit: Any, knee: Any, segmented: Any, out: Any, column: int) -> None:
+    table = np.empty(256, dtype=np.uint16)
+    for j in segmented:
+        _table(unit[j], knee[j], table)
+        for i in range(codes.shape[0]):
+            out[i, column + j] = f16bits_to_f32(table[numba.int64(codes[i, j]) + 128])
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -142,7 +168,10 @@ def quantise(
 def expand(codes: NDArray[np.int8], scales: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
     """Write the float16 patterns that the codes stand for: codes int8 (rows, c), scales float32 (c, 2), out (rows, c)."""
     unit, knee = _columns(scales)
-    _expand(codes, unit, knee, np.flatnonzero(knee < 0), out)
+    _expand(codes, unit, knee, out)
+    segmented = np.flatnonzero(knee < 0)
+    if len(segmented):
+        _expand_segmented(codes, unit, knee, segmented, out)
 
 
 def unpack_codes(
@@ -150,7 +179,10 @@ def unpack_codes(
 ) -> None:
     """Decode the first `width` columns of a chunk into ``out[:, column:column + width]``: `expand`, then float32."""
     unit, knee = _columns(scales)
-    _unpack(codes, unit, knee, np.flatnonzero(knee[:width] < 0), width, out, column)
+    _unpack(codes, unit, knee, width, out, column)
+    segmented = np.flatnonzero(knee[:width] < 0)
+    if len(segmented):
+        _unpack_segmented(codes, unit, knee, segmented, out, column)
 
 
 def gather_codes(

@@ -35,7 +35,8 @@ class ShardReader:
     def __init__(self, root: Path, spec: LakeSpec):
         self._root = root
         self._layers = tuple(spec.layers)
-        self._encoding = get_encoding(spec.encoding)
+        self.encoding = get_encoding(spec.encoding)
+        self.neurons = spec.neurons
         self._geometry = spec.geometry(blocks=0)
         self._indexes: _Cache[NDArray[np.uint64]] = _Cache(_CACHED_INDEXES)
         self._scales: _Cache[NDArray[np.float32]] = _Cache(_CACHED_SCALES)
@@ -46,65 +47,24 @@ class ShardReader:
         """Inner chunks of a layer in one block."""
         return self._geometry.chunks
 
-    def empty_chunk(self) -> NDArray[Any]:
-        """Return a buffer for one chunk's values as bit patterns: (block rows, chunk neurons)."""
-        return np.empty((self._geometry.block_rows, self._geometry.chunk_neurons), dtype=self._encoding.stored)
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(block rows, chunk neurons)."""
+        return self._geometry.block_rows, self._geometry.chunk_neurons
 
-    def patterns(self, site: str, layer: int, block: int, chunk: int, out: NDArray[Any]) -> None:
-        """Decode one inner chunk to the bit patterns of its values.
-
-        Parameters
-        ----------
-        out : dtype `stored` (block rows, chunk neurons), C order
-            Overwritten.
+    @contextmanager
+    def shard(self, site: str, layer: int, block: int) -> Iterator["Shard"]:
+        """Open one layer's values in one block.
 
         Raises
         ------
         DamageError
-            When the shard is missing or a checksum does not match. `out` is then undefined.
+            When the file is missing.
         """
-        with self._open(site, layer, block) as file:
-            if self._encoding.quantised:
-                codes = self._codes(file, site, layer, block, chunk)
-                expand(codes, self.scales(site, layer, block, chunk), out)
-            else:
-                self._decompress(file, site, layer, block, chunk, out)
-
-    def unpack(
-        self, site: str, layer: int, block: int, chunks: range, out: NDArray[np.float32], *, first_neuron: int = 0
-    ) -> None:
-        """Decode neighbouring inner chunks to float32: neuron n goes to column ``n − first_neuron`` of `out`."""
-        width = self._geometry.chunk_neurons
-        with self._open(site, layer, block) as file:
-            for chunk in chunks:
-                column = chunk * width - first_neuron
-                count = min(width, self._geometry.neurons - chunk * width)
-                codes = self._codes(file, site, layer, block, chunk)
-                if self._encoding.quantised:
-                    unpack_codes(codes, self.scales(site, layer, block, chunk), count, out, column)
-                else:
-                    unpack(self._encoding.values, codes, count, out, column)
-
-    def gather(
-        self,
-        site: str,
-        layer: int,
-        block: int,
-        chunk: int,
-        rows: NDArray[np.int64],
-        columns: NDArray[np.int64],
-        out: NDArray[np.float32],
-        out_rows: NDArray[np.int64],
-        out_columns: NDArray[np.int64],
-    ) -> None:
-        """Decode rows × columns of one inner chunk into ``out[out_rows × out_columns]``."""
-        with self._open(site, layer, block) as file:
-            codes = self._codes(file, site, layer, block, chunk)
-        if self._encoding.quantised:
-            scales = self.scales(site, layer, block, chunk)
-            gather_codes(codes, scales, rows, columns, out, out_rows, out_columns)
-        else:
-            gather(self._encoding.values, codes, rows, columns, out, out_rows, out_columns)
+        path = str(self._root / layout.shard_path(site, layer, block))
+        with _opened(path) as file:
+            index = self._indexes.get((site, layer, block), lambda: self._read_index(file, path, chunks=self.chunks))
+            yield Shard(self, file, path, index, (site, layer, block))
 
     def scales(self, site: str, layer: int, block: int, chunk: int) -> NDArray[np.float32]:
         """Return unit and knee of a chunk's neurons: float32 (chunk neurons, 2), of a quantised encoding."""
@@ -125,35 +85,26 @@ class ShardReader:
         finally:
             os.close(file)
 
-    # ---- one file -------------------------------------------------------------------------------------------------
+    # ---- for its shards -------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _open(self, site: str, layer: int, block: int) -> Iterator[int]:
-        with _opened(self._root / layout.shard_path(site, layer, block)) as file:
-            yield file
-
-    def _codes(self, file: int, site: str, layer: int, block: int, chunk: int) -> NDArray[Any]:
-        """Decompress a chunk into this thread's buffer."""
+    def scratch(self) -> NDArray[Any]:
+        """Return this thread's buffer for the codes of a chunk; its content holds until the thread decodes another."""
         if not hasattr(self._local, "codes"):
-            shape = (self._geometry.block_rows, self._geometry.chunk_neurons)
-            self._local.codes = np.empty(shape, dtype=self._encoding.codes)
-        codes: NDArray[Any] = self._local.codes
-        self._decompress(file, site, layer, block, chunk, codes)
-        return codes
+            self._local.codes = np.empty(self.chunk_shape, dtype=self.encoding.codes)
+        return self._local.codes  # type: ignore[no-any-return]
 
-    def _decompress(self, file: int, site: str, layer: int, block: int, chunk: int, out: NDArray[Any]) -> None:
-        path = layout.shard_path(site, layer, block)
-        index = self._indexes.get((site, layer, block), lambda: self._read_index(file, path, chunks=self._geometry.chunks))
-        data = self._read(file, int(index[chunk, 0]), int(index[chunk, 1]), path)
-        self._encoding.decompress(data, out, f"{self._root / path} chunk {chunk}")
+    def decompress(self, file: int, path: str, place: NDArray[np.uint64], chunk: int, out: NDArray[Any]) -> None:
+        """Read and decompress one chunk of an open file."""
+        data = self._read(file, int(place[0]), int(place[1]), path)
+        self.encoding.decompress(data, out, f"{path} chunk {chunk}")
 
     def _read_scales(self, site: str, layer: int, block: int) -> NDArray[np.float32]:
-        path = layout.scales_path(site, block)
-        with _opened(self._root / path) as file:
+        path = str(self._root / layout.scales_path(site, block))
+        with _opened(path) as file:
             index = self._indexes.get((site, block), lambda: self._read_index(file, path, chunks=len(self._layers)))
             position = self._layers.index(layer)
             data = self._read(file, int(index[position, 0]), int(index[position, 1]), path)
-        what = f"{self._root / path} layer {layer}"
+        what = f"{path} layer {layer}"
         body = check(data, what)
         expected = self._geometry.neurons * PARAMETERS * 4
         if len(body) != expected:
@@ -167,7 +118,7 @@ class ShardReader:
         size = os.fstat(file).st_size
         length = min(size, index_bytes(chunks))
         data = self._read(file, size - length, length, path)
-        return parse_index(data.tobytes(), chunks=chunks, shard_bytes=size, what=str(self._root / path))
+        return parse_index(data.tobytes(), chunks=chunks, shard_bytes=size, what=path)
 
     def _read(self, file: int, offset: int, length: int, path: str) -> NDArray[np.uint8]:
         """Read bytes into this thread's buffer; they hold until its next call."""
@@ -179,11 +130,67 @@ class ShardReader:
             try:
                 count = os.preadv(file, [buffer[done:length].data], offset + done)
             except OSError as error:
-                raise StorageError(f"could not read {self._root / path}: {error.strerror}") from error
+                raise StorageError(f"could not read {path}: {error.strerror}") from error
             if not count:
-                raise DamageError(f"{self._root / path}: the file ends early; run `neuronlake verify` to list the damage")
+                raise DamageError(f"{path}: the file ends early; run `neuronlake verify` to list the damage")
             done += count
         return buffer[:length]
+
+
+class Shard:
+    """One layer's values in one block, open for reading by one thread.
+
+    Every method raises DamageError when a checksum does not match; what it was to fill is then undefined.
+    """
+
+    def __init__(self, reader: ShardReader, file: int, path: str, index: NDArray[np.uint64], where: tuple[str, int, int]):
+        self._reader, self._file, self._path, self._index, self._where = reader, file, path, index, where
+
+    def codes(self, chunk: int, out: NDArray[Any]) -> None:
+        """Decompress one inner chunk, and no more, into `out`: dtype `codes`, (block rows, chunk neurons), C order."""
+        self._reader.decompress(self._file, self._path, self._index[chunk], chunk, out)
+
+    def patterns(self, chunk: int, out: NDArray[Any]) -> None:
+        """Decode one inner chunk to the bit patterns of its values: dtype `stored`, (block rows, chunk neurons), C order."""
+        if self._reader.encoding.quantised:
+            expand(self._decompressed(chunk), self._scales(chunk), out)
+        else:
+            self.codes(chunk, out)
+
+    def unpack(self, chunks: range, out: NDArray[np.float32], *, first_neuron: int = 0) -> None:
+        """Decode neighbouring inner chunks to float32: neuron n goes to column ``n − first_neuron`` of `out`."""
+        width, neurons = self._reader.chunk_shape[1], self._reader.neurons
+        for chunk in chunks:
+            column, count = chunk * width - first_neuron, min(width, neurons - chunk * width)
+            codes = self._decompressed(chunk)
+            if self._reader.encoding.quantised:
+                unpack_codes(codes, self._scales(chunk), count, out, column)
+            else:
+                unpack(self._reader.encoding.values, codes, count, out, column)
+
+    def gather(
+        self,
+        chunk: int,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        out: NDArray[np.float32],
+        out_rows: NDArray[np.int64],
+        out_columns: NDArray[np.int64],
+    ) -> None:
+        """Decode rows × columns of one inner chunk into ``out[out_rows × out_columns]``."""
+        codes = self._decompressed(chunk)
+        if self._reader.encoding.quantised:
+            gather_codes(codes, self._scales(chunk), rows, columns, out, out_rows, out_columns)
+        else:
+            gather(self._reader.encoding.values, codes, rows, columns, out, out_rows, out_columns)
+
+    def _decompressed(self, chunk: int) -> NDArray[Any]:
+        codes = self._reader.scratch()
+        self.codes(chunk, codes)
+        return codes
+
+    def _scales(self, chunk: int) -> NDArray[np.float32]:
+        return self._reader.scales(*self._where, chunk)
 
 
 class _Cache(Generic[_Value]):
@@ -208,7 +215,7 @@ class _Cache(Generic[_Value]):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _opened(path: str) -> Iterator[int]:
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from neuronlake.store.lake import Lake
 
 _Result = TypeVar("_Result")
-VALUES = ("float32", "stored")
+VALUES = ("float32", "stored", "codes")
 _TASKS_PER_THREAD = 4
 
 
@@ -30,8 +30,10 @@ class Tile:
     """Global number of the tile's first row."""
     first_neuron: int
     values: NDArray[Any]
-    """(rows in use, neurons): float32, or with ``values="stored"`` the bit patterns. A view of a buffer that the next
-    tile overwrites: copy what you keep."""
+    """(rows in use, neurons): float32, or what ``values`` asked for. A view of a buffer that the next tile overwrites: copy
+    what you keep."""
+    scales: NDArray[np.float32] | None
+    """(neurons, 2), unit and knee of the codes, with ``values="codes"`` and a quantised encoding; None otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +68,13 @@ def scan(
 ) -> Iterator[_Result]:
     """Yield ``kernel(tile)`` for every tile, see `Lake.scan`."""
     if values not in VALUES:
-        raise InputError(f"values must be {' or '.join(map(repr, VALUES))}, got {values!r}")
+        raise InputError(f"values must be one of {', '.join(map(repr, VALUES))}, got {values!r}")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     rows = {commit.block: commit.rows for commit in lake.commits}
     buffers = threading.local()
     count = usable_cpus() if threads is None else threads
-    reader = lake.reader
+    reader, encoding = lake.reader, lake.reader.encoding
 
     def work(part: Part) -> list[_Result]:
         if part.chunks.start == 0:
@@ -80,24 +82,31 @@ def scan(
             if following < len(lake.blocks):
                 reader.prefetch(site, part.layer, lake.blocks[following])
         if not hasattr(buffers, "values"):
-            empty = reader.empty_chunk()
-            buffers.values = empty if values == "stored" else np.empty(empty.shape, dtype=np.float32)
+            dtype = {"float32": np.float32, "stored": encoding.stored, "codes": encoding.codes}[values]
+            buffers.values = np.empty(reader.chunk_shape, dtype=dtype)
         results = []
-        for chunk in part.chunks:
-            first = chunk * lake.chunk_neurons
-            if values == "stored":
-                reader.patterns(site, part.layer, part.block, chunk, buffers.values)
-            else:
-                reader.unpack(site, part.layer, part.block, range(chunk, chunk + 1), buffers.values, first_neuron=first)
-            tile = Tile(
-                site=site,
-                layer=part.layer,
-                block=part.block,
-                first_row=part.block * lake.block_rows,
-                first_neuron=first,
-                values=buffers.values[: rows[part.block], : lake.neurons - first],
-            )
-            results.append(kernel(tile))
+        with reader.shard(site, part.layer, part.block) as shard:
+            for chunk in part.chunks:
+                first = chunk * lake.chunk_neurons
+                scales = None
+                if values == "codes":
+                    shard.codes(chunk, buffers.values)
+                    if encoding.quantised:
+                        scales = reader.scales(site, part.layer, part.block, chunk)[: lake.neurons - first]
+                elif values == "stored":
+                    shard.patterns(chunk, buffers.values)
+                else:
+                    shard.unpack(range(chunk, chunk + 1), buffers.values, first_neuron=first)
+                tile = Tile(
+                    site=site,
+                    layer=part.layer,
+                    block=part.block,
+                    first_row=part.block * lake.block_rows,
+                    first_neuron=first,
+                    values=buffers.values[: rows[part.block], : lake.neurons - first],
+                    scales=scales,
+                )
+                results.append(kernel(tile))
         return results
 
     parts = plan_parts(layers=layers, blocks=blocks, chunks=reader.chunks, threads=count)

@@ -17,8 +17,16 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
     ("name", "call", "shown"),
     [
         ("alignment", "run('en_pud*')", "en_pud-ud-test.conllu.gz | 397 | 1,000 | 21,180"),
+        ("encodings", "run(0.01, 96, (0,), ('int8a',))", "| int8a | "),
         ("extraction", "run(1, 512)", "| neuronlake | "),
+        ("faults", "run(60, 80, 20)", "'found by verify': 100"),
+        ("kill", "run(2)", "every finished lake is byte-identical"),
         ("memory", "run(40, 2)", "| 2x | "),
+        (
+            "storage",
+            "run(layers=2, blocks=2, tall_blocks=3, block_rows=1024, repeats=1, encodings=('int8a',), share=0.01)",
+            "| scan of float32 | ",
+        ),
     ],
 )
 def test_benchmark_runs(tmp_path: Path, name: str, call: str, shown: str) -> None:

@@ -11,6 +11,7 @@ from lakes import foreign_values, synthetic_lake
 
 from neuronlake.store import ENCODINGS, DamageError, InputError, Lake, Tile, open_lake
 from neuronlake.store.parallel import map_ordered
+from neuronlake.store.quantise import expand
 from neuronlake.store.scan import plan_parts
 
 SHAPE = {"tokens": 150, "layers": 3, "neurons": 21, "block_rows": 64, "chunk_neurons": 4}
@@ -54,6 +55,22 @@ def test_stored_patterns_are_those_of_the_values(lake: Lake) -> None:
         assert tile.values.shape == decoded.shape
 
 
+def test_codes_and_scales_make_the_values(lake: Lake) -> None:
+    encoding = ENCODINGS[lake.encoding]
+    for (tile, codes), (_, patterns) in zip(
+        lake.scan(copied, values="codes"), lake.scan(copied, values="stored"), strict=True
+    ):
+        assert codes.dtype == encoding.codes
+        if encoding.quantised:
+            assert tile.scales is not None
+            found = np.empty(codes.shape, dtype=np.uint16)
+            expand(codes, tile.scales, found)
+            np.testing.assert_array_equal(found, patterns)
+        else:
+            assert tile.scales is None
+            np.testing.assert_array_equal(codes, patterns)
+
+
 def test_layers_and_blocks_are_chosen(lake: Lake) -> None:
     found = list(lake.scan(lambda tile: (tile.layer, tile.block), layers=[2, 0], blocks=[1]))
     assert found == [(2, 1)] * 6 + [(0, 1)] * 6
@@ -61,7 +78,7 @@ def test_layers_and_blocks_are_chosen(lake: Lake) -> None:
         lake.scan(copied, layers=[3])
     with pytest.raises(InputError, match="no block 99"):
         lake.scan(copied, blocks=[99])
-    with pytest.raises(InputError, match=r"values must be 'float32' or 'stored', got 'float64'"):
+    with pytest.raises(InputError, match=r"values must be one of 'float32', 'stored', 'codes', got 'float64'"):
         next(lake.scan(copied, values="float64"))
     with pytest.raises(InputError, match="threads must be at least 1, got 0"):
         next(lake.scan(copied, threads=0))
