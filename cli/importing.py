@@ -91,7 +91,7 @@ def _import(options: argparse.Namespace) -> int:
             tokens.update(zip(table.column_names, table.columns, strict=True))
         rows = next(iter(source.layers.values())).shape[0]
         before = set(committed_blocks(options.lake))
-        console.print(f"[dim]hashing {len(source.files)} files…[/dim]")
+        console.print(f"[dim]hashing {len(source.files)} file{'s' * (len(source.files) > 1)}…[/dim]")
         identity = source.identity()
         with Progress(
             TextColumn("importing"),

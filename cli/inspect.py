@@ -192,7 +192,7 @@ def _show_repair(console: "Console", report: RepairReport, lake: str) -> None:
         todo = (["plan again"] if report.plan_again else []) + (
             [f"extract block{'s' if len(report.redo) > 1 else ''} {', '.join(map(str, report.redo))}"] if report.redo else []
         )
-        command = f"run the same command as before, neuronlake extract {lake} …, to {' and '.join(todo)}"
+        command = f"run the command that made it once more (neuronlake extract or import {lake} …) to {' and '.join(todo)}"
         console.print(f"[green]repaired[/green]: {escape(command) if todo else 'the lake is whole'}")
 
 

@@ -27,7 +27,9 @@ def read_spec(root: Path) -> LakeSpec:
     """
     path = root / layout.ROOT_METADATA
     if not root.exists():
-        raise InputError(f"no lake at {root}: the folder does not exist; make one with `neuronlake extract {root} …`")
+        raise InputError(
+            f"no lake at {root}: no such folder; make one with `neuronlake extract {root} …` or `neuronlake import …`"
+        )
     if not path.is_file():
         if lost_root_of(root):
             raise DamageError(f"{path} is missing, though {root} holds a lake: run `neuronlake verify {root} --repair`")

@@ -49,7 +49,7 @@ def open_lake(path: str | os.PathLike[str]) -> "Lake":
     spec = read_spec(root)
     plan = read_plan_record(root)
     if plan is None:
-        raise InputError(f"{root}: its plan is not finished; run the same `neuronlake extract` command again")
+        raise InputError(f"{root}: its plan is not finished; run the same command again")
     if plan.fingerprint != spec.fingerprint:
         raise DamageError(f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes")
     return Lake(root, spec, plan, committed_blocks(root))
@@ -375,7 +375,7 @@ class Lake:
         first = block * self.block_rows
         raise InputError(
             f"rows {first} to {first + self.block_rows - 1} (block {block}) of {self.path} are not extracted yet: "
-            "run the same `neuronlake extract` command again"
+            "run the same command again"
         )
 
 

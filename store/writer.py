@@ -1,6 +1,5 @@
 """From a full buffer to a committed block, in the background."""
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,6 +18,7 @@ from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.commits import Commit, write_commit
 from neuronlake.store.encodings import checksum, get_encoding
 from neuronlake.store.files import FileRecord, StagedFile, sync_folder, write_file
+from neuronlake.store.parallel import usable_cpus
 from neuronlake.store.quantise import quantise
 from neuronlake.store.shard import build_index
 from neuronlake.store.spec import LakeSpec
@@ -41,7 +41,8 @@ class BlockWriter:
     spec
         The lake's settings.
     threads
-        Encoding threads; by default two per core, since half of them wait for the disk.
+        Encoding threads; by default two per core, since half of them wait for the disk, but one where values are quantised,
+        which takes so long that threads would only wait for each other.
     overlap_encoding
         Encode in the background too, with a second buffer: right when the blocks are computed elsewhere, on a GPU. When
         the same cores compute them, it is faster to encode in between, on all cores: an encoding thread that takes a core
@@ -57,7 +58,9 @@ class BlockWriter:
         self._free: SimpleQueue[BlockBuffer | None] = SimpleQueue()
         for _ in range(2 if overlap_encoding else 1):
             self._free.put(None)  # made when first needed: a lake of one block needs one
-        self._encoders = ThreadPoolExecutor(threads or 2 * (os.cpu_count() or 1), thread_name_prefix="neuronlake-encode")
+        self._encoders = ThreadPoolExecutor(
+            threads or usable_cpus() * (1 if self._encoding.quantised else 2), thread_name_prefix="neuronlake-encode"
+        )
         self._publishers = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="neuronlake-publish")
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="neuronlake-commit")
         self._pending: Future[None] | None = None
