@@ -28,7 +28,8 @@ def read_spec(root: Path) -> LakeSpec:
     path = root / layout.ROOT_METADATA
     if not root.exists():
         raise InputError(
-            f"no lake at {root}: no such folder; make one with `neuronlake extract {root} …` or `neuronlake import …`"
+            f"no lake at {root}: the folder does not exist; make one with `neuronlake extract {root} …` or "
+            "`neuronlake import`"
         )
     if not path.is_file():
         if lost_root_of(root):

@@ -135,7 +135,7 @@ def test_plot(capsys: pytest.CaptureFixture[str], lake: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("info", "nowhere.lake"), "no lake at nowhere.lake: no such folder"),
+        (("info", "nowhere.lake"), "no lake at nowhere.lake: the folder does not exist"),
         (("rank", "LAKE", "--by", "upso"), "no label column 'upso'|unknown label"),
         (("rank", "LAKE", "--method", "magic"), "unknown method 'magic': known are"),
         (("rank", "LAKE", "--tags", "QUX"), "QUX"),

@@ -150,7 +150,7 @@ def test_what_is_no_lake_is_left_alone_by_repair(tmp_path: Path, capsys: pytest.
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("kept")
-    cases = dict.fromkeys(("empty", "full", "full/thesis.txt"), "is not a lake") | {"missing": "no such folder"}
+    cases = dict.fromkeys(("empty", "full", "full/thesis.txt"), "is not a lake") | {"missing": "not exist"}
     for name, message in cases.items():
         assert main(["verify", str(tmp_path / name), "--repair"]) == 2
         assert message in capsys.readouterr().err

@@ -385,7 +385,7 @@ def test_the_command(world: World, lake: Path, capsys: pytest.CaptureFixture[str
     assert main(["verify", str(lake), "--full", "--repair"]) == 0
     out = capsys.readouterr().out
     assert "block 1: dropped (activations/mlp.post/0/c.1.0: xxh3" in out
-    assert f"neuronlake extract {lake} …, to extract block 1" in out
+    assert f"(neuronlake extract or import {lake} …) to extract block 1" in out
     assert main(["verify", str(lake), "--full", "--repair", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["actions"] == []
     assert world.extract(lake) == (1,)
