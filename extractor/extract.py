@@ -1,8 +1,5 @@
 """Extraction from corpus to committed lake. Run again, it does what is left."""
 
-import os
-import socket
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +17,9 @@ from neuronlake.store.commits import committed_blocks, read_commit, settle_commi
 from neuronlake.store.create import create_lake, discard_unfinished, read_spec, unfinished
 from neuronlake.store.encodings import DEFAULT_ENCODING, get_encoding
 from neuronlake.store.errors import ActivationError, DamageError, InputError
-from neuronlake.store.files import FileRecord, read_checked, storage_error
+from neuronlake.store.files import FileRecord, read_checked
 from neuronlake.store.lock import writing
-from neuronlake.store.plan_record import PlanRecord, adopt_plan, publish_plan, read_plan_record
+from neuronlake.store.plan_record import PlanRecord, adopt_plan, plan_beside, publish_plan, read_plan_record
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.tables import from_parquet
 from neuronlake.store.writer import BlockWriter
@@ -207,14 +204,9 @@ def _plan(
             discard_unfinished(root)
             raise
     # Blocks were extracted with a plan like this: built beside it, so that nothing changes unless it is the same one.
-    host = socket.gethostname().replace(".", "-")
-    try:  # named like a temporary file, so that what a kill leaves behind is recognised
-        scratch = tempfile.TemporaryDirectory(dir=root, prefix=f".plan-again.{host}.{os.getpid()}.", suffix=".tmp")
-    except OSError as error:
-        raise storage_error(error, root, "write to") from error
-    with scratch as folder:
-        record = _build_plan(Path(folder), spec, corpus, tokenizer, settings, observer, root_record)
-        return adopt_plan(root, Path(folder), spec, record)
+    with plan_beside(root) as folder:
+        record = _build_plan(folder, spec, corpus, tokenizer, settings, observer, root_record)
+        return adopt_plan(root, folder, spec, record)
 
 
 def _build_plan(

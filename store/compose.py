@@ -41,8 +41,6 @@ Examples
 import hashlib
 import json
 import os
-import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +57,10 @@ from neuronlake.store.compose_tokens import TokenColumns, token_columns
 from neuronlake.store.create import create_lake, discard_unfinished, read_spec, unfinished
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import ActivationError, DamageError, InputError
-from neuronlake.store.files import FileRecord, storage_error, write_file
+from neuronlake.store.files import FileRecord, write_file
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
-from neuronlake.store.plan_record import PlanRecord, adopt_plan, publish_plan, read_plan_record
+from neuronlake.store.plan_record import PlanRecord, adopt_plan, plan_beside, publish_plan, read_plan_record
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.writer import BlockWriter
 
@@ -320,13 +318,8 @@ def _ensure_plan(root: Path, spec: LakeSpec, plan: ComposedPlan, root_record: Fi
     if found is None and unfinished(root):
         publish_plan(root, spec, write_tables(root, spec, plan, root_record))
     elif found is None:
-        host = socket.gethostname().replace(".", "-")
-        try:  # named like a temporary file, so that what a kill leaves behind is recognised
-            scratch = tempfile.TemporaryDirectory(dir=root, prefix=f".plan-again.{host}.{os.getpid()}.", suffix=".tmp")
-        except OSError as error:
-            raise storage_error(error, root, "write to") from error
-        with scratch as folder:
-            adopt_plan(root, Path(folder), spec, write_tables(Path(folder), spec, plan, root_record))
+        with plan_beside(root) as folder:
+            adopt_plan(root, folder, spec, write_tables(folder, spec, plan, root_record))
     elif found.fingerprint != spec.fingerprint:
         raise DamageError(
             f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes: "

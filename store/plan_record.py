@@ -1,8 +1,12 @@
 """The plan's record: written when planning is complete, so that a half-written plan is never used."""
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Mapping
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,6 +65,18 @@ class PlanRecord:
             **({"spec": dict(self.spec)} if self.spec is not None else {}),
             "files": [record.as_dict() for record in self.files.values()],
         }
+
+
+@contextlib.contextmanager
+def plan_beside(root: Path) -> Iterator[Path]:
+    """Give a folder in the lake to plan in once more: `adopt_plan` then takes the plan over if it is the same one."""
+    host = socket.gethostname().replace(".", "-")
+    try:  # named like a temporary file, so that what a kill leaves behind is recognised
+        scratch = tempfile.TemporaryDirectory(dir=root, prefix=f".plan-again.{host}.{os.getpid()}.", suffix=".tmp")
+    except OSError as error:
+        raise storage_error(error, root, "write to") from error
+    with scratch as folder:
+        yield Path(folder)
 
 
 def publish_plan(root: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
