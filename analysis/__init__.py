@@ -8,14 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuronlake.analysis.building import StatisticsBuilder
     from neuronlake.analysis.features import FeatureSet
-    from neuronlake.analysis.figures import layer_tag_heatmap
-    from neuronlake.analysis.labels import LabelVector, token_labels
+    from neuronlake.analysis.figure_histogram import neuron_histogram
+    from neuronlake.analysis.figure_volcano import volcano
+    from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
+    from neuronlake.analysis.labels import LabelRequest, LabelVector, token_labels
     from neuronlake.analysis.neuron import neuron_name, parse_neuron
     from neuronlake.analysis.probes import ProbeResult, probe
     from neuronlake.analysis.queries import top_tokens
     from neuronlake.analysis.rankers import RANKERS, Ranker
     from neuronlake.analysis.ranking import rank, score
+    from neuronlake.analysis.refinement import refine
+    from neuronlake.analysis.selective import SharedCategories, language_classes, lape
     from neuronlake.analysis.significance import benjamini_hochberg
     from neuronlake.analysis.source import LakeSource
     from neuronlake.analysis.splits import Split, split_documents
@@ -24,36 +29,78 @@ if TYPE_CHECKING:
 __all__ = [
     "RANKERS",
     "FeatureSet",
+    "LabelRequest",
     "LabelVector",
     "LakeSource",
     "ProbeResult",
     "Ranker",
+    "SharedCategories",
     "Split",
+    "StatisticsBuilder",
     "benjamini_hochberg",
     "compute_statistics",
+    "language_classes",
+    "lape",
+    "layer_class_counts",
     "layer_tag_heatmap",
+    "neuron_histogram",
     "neuron_name",
     "parse_neuron",
     "probe",
     "rank",
+    "refine",
     "score",
     "split_documents",
+    "tag_bars",
     "token_labels",
     "top_tokens",
+    "volcano",
 ]
 
 _HOMES = {
+    "building": ("StatisticsBuilder",),
     "features": ("FeatureSet",),
-    "figures": ("layer_tag_heatmap",),
-    "labels": ("LabelVector", "token_labels"),
-    "neuron": ("neuron_name", "parse_neuron"),
-    "probes": ("ProbeResult", "probe"),
+    "figure_histogram": ("neuron_histogram",),
+    "figure_volcano": ("volcano",),
+    "figures": (
+        "layer_class_counts",
+        "layer_tag_heatmap",
+        "tag_bars",
+    ),
+    "labels": (
+        "LabelRequest",
+        "LabelVector",
+        "token_labels",
+    ),
+    "neuron": (
+        "neuron_name",
+        "parse_neuron",
+    ),
+    "probes": (
+        "ProbeResult",
+        "probe",
+    ),
     "queries": ("top_tokens",),
-    "rankers": ("RANKERS", "Ranker"),
-    "ranking": ("rank", "score"),
+    "rankers": (
+        "RANKERS",
+        "Ranker",
+    ),
+    "ranking": (
+        "rank",
+        "score",
+    ),
+    "refinement": ("refine",),
+    "selective": (
+        "SharedCategories",
+        "language_classes",
+        "lape",
+    ),
     "significance": ("benjamini_hochberg",),
     "source": ("LakeSource",),
-    "splits": ("Split", "split_documents"),
+    "splits": (
+        "Split",
+        "split_documents",
+    ),
     "statistics": ("compute_statistics",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,133 +1,172 @@
-"""Statistics of one column of the lake: one inner chunk's neurons of one layer, over all blocks.
+"""Statistics of one column of the lake: one inner chunk's neurons of one layer, block after block.
 
-A column is the unit of parallel work. Every block's chunk is decoded once for the moments and, while it is at hand, for
-its keys; only a column with more tokens than a segment is decoded twice. Memory is that of one segment and the count
-tables of c neurons, however many blocks there are.
+A column is what a core works on: its accumulators, a few hundred kilobytes, stay in the cache while the blocks pass through,
+and their size does not depend on the number of tokens.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.labels import BlockLabels
-from neuronlake.analysis.moments import Moments, chunk_moments, combine_moments
-from neuronlake.analysis.ranksum import RankSums, auroc_error_of, auroc_of, order_keys, plan_segments
-from neuronlake.analysis.source import LakeSource
-from neuronlake.store.encodings import get_encoding
-
-_KEY_BYTES = 2
+from neuronlake.analysis.groups import BlockGroups
+from neuronlake.analysis.histogram import Binning, empty_histogram
+from neuronlake.analysis.moments import FIELDS, Moments, chunk_moments, combine_moments, merge_folds, no_moments
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """Statistics of the neurons ``first_neuron …`` of one layer."""
+class Partials:
+    """Everything that later blocks are added to, of some neurons of one layer."""
 
-    layer: int
-    first_neuron: int
-    moments: Moments
-    auroc: NDArray[np.float64] | None
-    """(tags, neurons)."""
-    auroc_error: NDArray[np.float64] | None
-    """Upper bound of the AUROC's error, (tags, neurons); None where AUROC is exact."""
+    pooled: Moments
+    """Per tag."""
+    by_fold: Moments
+    """Per group (tag, then fold); of its fields only count, mean, m2, absolute and active are kept and mean anything."""
+    exponent: NDArray[np.int16] | None
+    """Scales of the histogram's bins, (neurons,)."""
+    histogram: NDArray[np.uint32] | None
+    """(tags, neurons, 256)."""
 
 
-def column_statistics(
-    source: LakeSource,
-    labels: Sequence[BlockLabels],
-    *,
-    layer: int,
-    chunk: int,
-    site: str,
-    auroc: bool,
-    segment_bytes: int,
-) -> Column:
-    """Moments and, if asked for, AUROC of one column.
+class ColumnAccumulator:
+    """Adds up the chunks of one column.
 
     Parameters
     ----------
-    source
-        The lake.
-    labels
-        Its blocks with labelled rows, at least one; for AUROC at least two tags occur.
-    layer, chunk, site
-        Which column.
-    segment_bytes
-        Bytes of keys held at once.
+    tags, folds
+        What the groups of the blocks are made of.
+    width
+        Neurons.
+    values
+        Format of the values: ``float16``, ``bfloat16`` or ``float32``.
+    histogram
+        Also count values by bin.
+    earlier
+        Go on from here.
+    exponent
+        Scales of the histogram's bins, int16 (width,); by default those of `earlier`, or chosen by the first chunk.
     """
-    reader = _ColumnReader(source, layer=layer, chunk=chunk, site=site)
-    if not auroc:
-        for block in labels:
-            reader.read(block)
-            reader.add_moments(block)
-        return reader.column(None)
-    segments = plan_segments(
-        [len(block.rows) for block in labels], row_bytes=reader.width * _KEY_BYTES, segment_bytes=segment_bytes
-    )
-    groups = [labels[segment.start : segment.stop] for segment in segments]
-    sums = RankSums(neurons=reader.width, tags=len(labels[0].count), exact=reader.exact)
-    if len(groups) == 1:
-        sums.one(*reader.keys(groups[0], with_moments=True))
-        return reader.column(sums)
-    for group in groups:
-        sums.count(reader.keys(group, with_moments=True)[0])
-    sums.close()
-    for group in groups:
-        sums.add(*reader.keys(group, with_moments=False))
-    return reader.column(sums)
 
+    def __init__(
+        self,
+        *,
+        tags: int,
+        folds: int,
+        width: int,
+        values: str,
+        histogram: bool,
+        earlier: Partials | None = None,
+        exponent: NDArray[np.int16] | None = None,
+    ):
+        self._width, self._values, self._folds = width, values, folds
+        self._moments = no_moments(tags * folds, width)
+        self._earlier = earlier
+        self._binning: Binning | None = None
+        self._histogram: NDArray[np.uint32] | None = None
+        if histogram:
+            self._histogram = empty_histogram(tags, width)
+            if exponent is not None:
+                self._binning = Binning.of_exponents(exponent)
+            if earlier is not None and earlier.histogram is not None and earlier.exponent is not None:
+                self._histogram[:] = earlier.histogram
+                self._binning = Binning.of_exponents(earlier.exponent)
 
-class _ColumnReader:
-    """Decodes a column's chunks into one reused buffer and gathers what is computed from them."""
+    def add(self, codes: NDArray[Any], groups: BlockGroups) -> None:
+        """Add the labelled rows of one chunk: uint16 patterns or float32 (rows, c), C order."""
+        found = chunk_moments(codes, groups, width=self._width, values=self._values)
+        self._moments = combine_moments(self._moments, found)
+        if self._histogram is not None:
+            if self._binning is None:
+                self._binning = Binning.of_sample(codes, groups, width=self._width, values=self._values)
+            self._binning.add(codes, groups, self._histogram, width=self._width, values=self._values)
 
-    def __init__(self, source: LakeSource, *, layer: int, chunk: int, site: str):
-        encoding = get_encoding(source.encoding)
-        self._source = source
-        self._layer, self._chunk, self._site = layer, chunk, site
-        self._first = chunk * source.chunk_neurons
-        self.width = min(source.chunk_neurons, source.neurons - self._first)
-        self._values = encoding.values
-        self.exact = encoding.itemsize == _KEY_BYTES
-        # Always the full chunk: its C order lets the kernels' inner loops vectorise, also at the layer's edge.
-        self._codes: NDArray[Any] = np.empty((source.block_rows, source.chunk_neurons), dtype=encoding.stored)
-        self._keys = np.empty(0, dtype=np.uint16)
-        self._moments: Moments | None = None
-
-    def read(self, block: BlockLabels) -> None:
-        """Decode the chunk of one block."""
-        self._source.read_codes(layer=self._layer, block=block.block, chunk=self._chunk, out=self._codes, site=self._site)
-
-    def add_moments(self, block: BlockLabels) -> None:
-        """Add the moments of the chunk just decoded."""
-        found = chunk_moments(self._codes, block, width=self.width, encoding=self._values)
-        self._moments = found if self._moments is None else combine_moments(self._moments, found)
-
-    def keys(self, blocks: Sequence[BlockLabels], *, with_moments: bool) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
-        """Decode a segment: keys uint16 (width, tokens) in a reused buffer, and their tags int16 (tokens,)."""
-        tokens = sum(len(block.rows) for block in blocks)
-        if self._keys.size < tokens * self.width:
-            self._keys = np.empty(tokens * self.width, dtype=np.uint16)
-        keys = self._keys[: tokens * self.width].reshape(self.width, tokens)
-        offset = 0
-        for block in blocks:
-            self.read(block)
-            if with_moments:
-                self.add_moments(block)
-            order_keys(self._codes, block.rows, keys, offset)
-            offset += len(block.rows)
-        return keys, np.concatenate([block.tags for block in blocks])
-
-    def column(self, sums: RankSums | None) -> Column:
-        """Return what was gathered."""
-        if self._moments is None:
-            raise AssertionError("a column is read only where rows are labelled")
-        count = self._moments.count[:, 0]
-        return Column(
-            layer=self._layer,
-            first_neuron=self._first,
-            moments=self._moments,
-            auroc=None if sums is None else auroc_of(sums.ranks, count),
-            auroc_error=None if sums is None or self.exact else auroc_error_of(sums.ties, count),
+    def partials(self) -> Partials:
+        """Return what was added up."""
+        pooled, by_fold = merge_folds(self._moments, self._folds), self._moments
+        if self._earlier is not None:
+            pooled = combine_moments(self._earlier.pooled, pooled)
+            by_fold = combine_moments(self._earlier.by_fold, by_fold)
+        return Partials(
+            pooled=pooled,
+            by_fold=by_fold,
+            exponent=None if self._binning is None else self._binning.exponent,
+            histogram=self._histogram,
         )
+
+
+def combine_partials(first: Partials, second: Partials) -> Partials:
+    """Partials of two disjoint sets of blocks together; their histograms have the same bins."""
+    if first.exponent is not None and not np.array_equal(first.exponent, _there(second.exponent)):
+        raise AssertionError("histograms with different bins cannot be added")
+    counted = first.histogram is not None and second.histogram is not None
+    return Partials(
+        pooled=combine_moments(first.pooled, second.pooled),
+        by_fold=combine_moments(first.by_fold, second.by_fold),
+        exponent=first.exponent,
+        histogram=_there(first.histogram) + _there(second.histogram) if counted else None,
+    )
+
+
+def join_neurons(parts: list[Partials]) -> Partials:
+    """Partials of neighbouring neurons as one."""
+
+    def join(moments: list[Moments]) -> Moments:
+        fields = {name: np.concatenate([getattr(part, name) for part in moments], axis=1) for name in FIELDS}
+        return Moments(count=moments[0].count, **fields)
+
+    with_histogram = parts[0].histogram is not None
+    return Partials(
+        pooled=join([part.pooled for part in parts]),
+        by_fold=join([part.by_fold for part in parts]),
+        exponent=np.concatenate([_there(part.exponent) for part in parts]) if with_histogram else None,
+        histogram=np.concatenate([_there(part.histogram) for part in parts], axis=1) if with_histogram else None,
+    )
+
+
+def slice_neurons(part: Partials, neurons: slice) -> Partials:
+    """Partials of some of the neurons."""
+
+    def cut(moments: Moments) -> Moments:
+        return Moments(count=moments.count, **{name: getattr(moments, name)[:, neurons] for name in FIELDS})
+
+    return Partials(
+        pooled=cut(part.pooled),
+        by_fold=cut(part.by_fold),
+        exponent=None if part.exponent is None else part.exponent[neurons],
+        histogram=None if part.histogram is None else part.histogram[:, neurons],
+    )
+
+
+def retag(part: Partials, places: NDArray[np.int64], folds: int) -> Partials:
+    """Partials for another set of tags: tag i comes from tag ``places[i]``, or is new where that is −1.
+
+    Labels of later blocks may bring tags that earlier blocks did not have.
+    """
+    new = places < 0
+    tags = np.where(new, 0, places)
+    groups = (tags[:, None] * folds + np.arange(folds)).ravel()
+
+    def take(moments: Moments, rows: NDArray[np.int64], fresh: NDArray[np.bool_]) -> Moments:
+        neurons = moments.mean.shape[1]
+        empty = no_moments(len(rows), neurons)
+        return Moments(
+            count=np.where(fresh[:, None], empty.count, moments.count[rows]),
+            **{name: np.where(fresh[:, None], getattr(empty, name), getattr(moments, name)[rows]) for name in FIELDS},
+        )
+
+    histogram = part.histogram
+    if histogram is not None:
+        histogram = np.where(new[:, None, None], np.uint32(0), histogram[tags])
+    return Partials(
+        pooled=take(part.pooled, tags, new),
+        by_fold=take(part.by_fold, groups, np.repeat(new, folds)),
+        exponent=part.exponent,
+        histogram=histogram,
+    )
+
+
+def _there(array: Any) -> Any:
+    if array is None:
+        raise AssertionError("all parts have a histogram, or none")
+    return array

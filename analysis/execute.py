@@ -9,9 +9,12 @@ import dask
 from dask.callbacks import Callback
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from neuronlake.analysis.source import usable_cpus
+from neuronlake.store.errors import InputError
+from neuronlake.store.parallel import usable_cpus
 
 _Result = TypeVar("_Result")
+_CONNECT_SECONDS = 5
+_LOCAL = ("threads", "processes", "synchronous")
 Progress = Callable[[int, int], None]
 """Called with (pieces done, pieces in all) after every piece."""
 
@@ -31,7 +34,8 @@ def run_all(
     Parameters
     ----------
     scheduler
-        Anything ``dask.compute`` takes; None means threads.
+        Anything ``dask.compute`` takes, or the address of a ``dask.distributed`` cluster (``tcp://…``), whose workers must
+        see the lake under the same path; None means threads.
     blas
         The work calls BLAS: its threads are limited so that they and Dask's do not outnumber the cores.
     progress
@@ -53,8 +57,26 @@ def run_all(
     cpus = usable_cpus()
     options = {"num_workers": cpus} if scheduler == "threads" else {}
     with ExitStack() as stack:
+        if isinstance(scheduler, str) and "://" in scheduler:
+            scheduler = stack.enter_context(_client(scheduler))
+        elif isinstance(scheduler, str) and scheduler not in _LOCAL:
+            raise InputError(
+                f"unknown scheduler {scheduler!r}: known are {', '.join(_LOCAL)} and the address of a cluster (tcp://…)"
+            )
         if progress is not None:
             stack.enter_context(Callback(posttask=report))
         if blas:
             stack.enter_context(threadpool_limits(max(1, cpus // max(1, len(tasks))), user_api="blas"))
         return list(dask.compute(*tasks, scheduler=scheduler, optimize_graph=False, **options))
+
+
+def _client(address: str) -> Any:
+    """Connect to a cluster."""
+    try:
+        from distributed import Client
+    except ModuleNotFoundError:
+        raise InputError(f"the cluster {address} needs the package distributed: pip install 'neuronlake[cluster]'") from None
+    try:
+        return Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {address}: {error}") from None

@@ -1,63 +1,156 @@
 """Compiled inner loops of the analysis, straight on stored codes. All release the GIL.
 
-A chunk is token-major (rows, c): the moment kernels run along its contiguous neurons, so that LLVM vectorises them and a
-tag's accumulators stay in L1. Counting needs the opposite order, so keys are transposed on the way, in tiles.
+A chunk is token-major (rows, c): the kernels of moments and histograms run along its contiguous neurons, so that LLVM
+vectorises them and a group's accumulators stay in L1. Exact ranks need the opposite order, so keys are transposed on the
+way, in tiles.
 """
 
 from typing import Any
 
 import numba
 import numpy as np
+from numba import types
+from numba.extending import overload
 
-from neuronlake.store.floats import bf16bits_to_f32, f16bits_to_f32
+from neuronlake.store.floats import bf16bits_to_f32, f16bits_to_f32, f32_bits
 
 _njit = numba.njit(nogil=True, cache=True)
 KEYS = 1 << 16
 _TILE = 32  # rows transposed at once: 32 uint16 keys fill a cache line
 _SKIP = 8  # keys skipped at once where a table is empty: one vector register
+BINS = 256
+ZERO_BIN = 128
+BIN_SHIFT = 19  # of 23 bits of mantissa: sixteen bins from one power of two to the next
+_BIN_ROWS = 16
+_TABLE_ROWS = 65535  # more might overflow uint16
+_FEW_ROWS = 48
 
 
-# One function per encoding, not a factory: numba cannot cache closures on disk, and compiling costs a second.
-@_njit  # type: ignore[untyped-decorator]
-def moments_f16(codes: Any, labels: Any, width: int, shift: Any, total: Any, square: Any, active: Any) -> None:
-    """Accumulate Σ(x − shift), Σ(x − shift)² and count(x > 0) per label; see `moments.chunk_moments`."""
-    for i in range(codes.shape[0]):
-        tag = labels[i]
-        if tag >= 0:
-            for j in range(width):
-                value = f16bits_to_f32(codes[i, j])
-                delta = np.float64(value) - shift[tag, j]
-                total[tag, j] += delta
-                square[tag, j] += delta * delta
-                active[tag, j] += np.int32(value > np.float32(0))
+def _as_float32(bits: Any) -> Any:
+    """Value of a stored pattern: uint16 is float16, int16 is bfloat16, float32 itself."""
+    raise NotImplementedError("for compiled code only")
 
 
-@_njit  # type: ignore[untyped-decorator]
-def moments_bf16(codes: Any, labels: Any, width: int, shift: Any, total: Any, square: Any, active: Any) -> None:
-    """Accumulate as `moments_f16` does, from bfloat16 bit patterns."""
-    for i in range(codes.shape[0]):
-        tag = labels[i]
-        if tag >= 0:
-            for j in range(width):
-                value = bf16bits_to_f32(codes[i, j])
-                delta = np.float64(value) - shift[tag, j]
-                total[tag, j] += delta
-                square[tag, j] += delta * delta
-                active[tag, j] += np.int32(value > np.float32(0))
+@overload(_as_float32, inline="always")
+def _typed_as_float32(bits):  # type: ignore[no-untyped-def] # numba compares signatures, annotations included
+    if bits == types.uint16:
+        return lambda bits: f16bits_to_f32(bits)
+    if bits == types.int16:
+        return lambda bits: bf16bits_to_f32(np.uint16(bits))
+    return lambda bits: bits
 
 
 @_njit  # type: ignore[untyped-decorator]
-def moments_f32(codes: Any, labels: Any, width: int, shift: Any, total: Any, square: Any, active: Any) -> None:
-    """Accumulate as `moments_f16` does, from float32 values."""
-    for i in range(codes.shape[0]):
-        tag = labels[i]
-        if tag >= 0:
+def sums(
+    codes: Any, rows: Any, start: Any, width: int, total: Any, absolute: Any, active: Any, lowest: Any, highest: Any
+) -> None:
+    """Per group: add Σx, Σ|x| and count(x > 0), lower `lowest` and raise `highest`; see `moments.chunk_moments`."""
+    for group in range(start.shape[0] - 1):
+        i, end = start[group], start[group + 1]
+        a, b, c, low, high = total[group], absolute[group], active[group], lowest[group], highest[group]
+        # Four rows at once: accumulators that are loaded and stored for every row take two and a half times as long.
+        while i + 4 <= end:
+            r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
             for j in range(width):
-                value = codes[i, j]
-                delta = np.float64(value) - shift[tag, j]
-                total[tag, j] += delta
-                square[tag, j] += delta * delta
-                active[tag, j] += np.int32(value > np.float32(0))
+                x0, x1, x2, x3 = _as_float32(r0[j]), _as_float32(r1[j]), _as_float32(r2[j]), _as_float32(r3[j])
+                a[j] += (np.float64(x0) + np.float64(x1)) + (np.float64(x2) + np.float64(x3))
+                b[j] += (abs(np.float64(x0)) + abs(np.float64(x1))) + (abs(np.float64(x2)) + abs(np.float64(x3)))
+                c[j] += (np.int32(x0 > 0) + np.int32(x1 > 0)) + (np.int32(x2 > 0) + np.int32(x3 > 0))
+                # not min() and max(), whose care about NaN keeps LLVM from one instruction
+                m0 = x0 if x0 < x1 else x1
+                m1 = x2 if x2 < x3 else x3
+                m = m0 if m0 < m1 else m1
+                low[j] = m if m < low[j] else low[j]
+                m0 = x0 if x0 > x1 else x1
+                m1 = x2 if x2 > x3 else x3
+                m = m0 if m0 > m1 else m1
+                high[j] = m if m > high[j] else high[j]
+            i += 4
+        while i < end:
+            row = codes[rows[i]]
+            for j in range(width):
+                x = _as_float32(row[j])
+                a[j] += np.float64(x)
+                b[j] += abs(np.float64(x))
+                c[j] += np.int32(x > 0)
+                low[j] = x if x < low[j] else low[j]
+                high[j] = x if x > high[j] else high[j]
+            i += 1
+
+
+@_njit  # type: ignore[untyped-decorator]
+def central_sums(codes: Any, rows: Any, start: Any, width: int, mean: Any, m2: Any, m3: Any, m4: Any) -> None:
+    """Per group: add Σ(x − mean)², Σ(x − mean)³ and Σ(x − mean)⁴."""
+    for group in range(start.shape[0] - 1):
+        i, end = start[group], start[group + 1]
+        centre, a, b, c = mean[group], m2[group], m3[group], m4[group]
+        while i + 4 <= end:
+            r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
+            for j in range(width):
+                d0 = np.float64(_as_float32(r0[j])) - centre[j]
+                d1 = np.float64(_as_float32(r1[j])) - centre[j]
+                d2 = np.float64(_as_float32(r2[j])) - centre[j]
+                d3 = np.float64(_as_float32(r3[j])) - centre[j]
+                s0, s1, s2, s3 = d0 * d0, d1 * d1, d2 * d2, d3 * d3
+                a[j] += (s0 + s1) + (s2 + s3)
+                b[j] += (s0 * d0 + s1 * d1) + (s2 * d2 + s3 * d3)
+                c[j] += (s0 * s0 + s1 * s1) + (s2 * s2 + s3 * s3)
+            i += 4
+        while i < end:
+            row = codes[rows[i]]
+            for j in range(width):
+                d0 = np.float64(_as_float32(row[j])) - centre[j]
+                s0 = d0 * d0
+                a[j] += s0
+                b[j] += s0 * d0
+                c[j] += s0 * s0
+            i += 1
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _bins(row: Any, scale: Any, origin: Any, ceiling: Any, width: int, out: Any) -> None:
+    for j in range(width):
+        x = _as_float32(row[j])
+        shifted = abs(x) + scale[j]
+        shifted = shifted if shifted < ceiling[j] else ceiling[j]
+        level = np.uint8(np.uint8((f32_bits(shifted) - origin[j]) >> np.uint32(BIN_SHIFT)) + np.uint8(1))
+        level = np.uint8(0) if x == 0 else level
+        out[j] = np.uint8(np.uint8(ZERO_BIN) + level) if x > 0 else np.uint8(np.uint8(ZERO_BIN) - level)
+
+
+@_njit  # type: ignore[untyped-decorator]
+def add_to_histogram(
+    codes: Any, rows: Any, start: Any, width: int, scale: Any, origin: Any, ceiling: Any, histogram: Any
+) -> None:
+    """Count the rows of each tag by bin: histogram uint32 (tags, neurons, 256); see `histogram.Binning`."""
+    table = np.empty((width, BINS), dtype=np.uint16)  # 32 KiB for 64 neurons: fits the first-level cache, uint32 would not
+    bins = np.empty((_BIN_ROWS, width), dtype=np.uint8)
+    for tag in range(start.shape[0] - 1):
+        i, end = start[tag], start[tag + 1]
+        counts = histogram[tag]
+        while i < end:
+            stop = min(end, i + _TABLE_ROWS)
+            few = stop - i < _FEW_ROWS  # adding the table would cost more than it saves
+            if not few:
+                table[:] = 0
+            while i < stop:
+                some = min(stop - i, _BIN_ROWS)
+                for k in range(some):
+                    _bins(codes[rows[i + k]], scale, origin, ceiling, width, bins[k])
+                if few:
+                    for k in range(some):
+                        for j in range(width):
+                            counts[j, bins[k, j]] += np.uint32(1)
+                else:
+                    for k in range(some):
+                        line = bins[k]
+                        for j in range(width):
+                            table[j, line[j]] += np.uint16(1)
+                i += some
+            if not few:
+                for j in range(width):
+                    for k in range(BINS):
+                        counts[j, k] += table[j, k]
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]

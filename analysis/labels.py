@@ -1,21 +1,55 @@
 """One label per row of the lake."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from neuronlake.analysis.label_rows import JOIN, column_rows, join_rows, numpy_column, sql_rows
 from neuronlake.analysis.source import LakeSource
+from neuronlake.analysis.sql import Expression, evaluate, read_expression, unknown_column
 from neuronlake.store.errors import InputError
 from neuronlake.store.tables import SENTENCE_LABELS
 
 SUBWORD_POLICIES = ("last", "first", "all")
 MIN_TOKENS = 2  # a variance needs two
 _MAX_TAGS = int(np.iinfo(np.int16).max)
+_NAME = re.compile(r"[^\W\d]\w*(?:[.:]\w+)*")
+_PART = re.compile(_NAME.pattern + r"(?:\[\w+\])?")  # Number[psor] is a name among others; alone, form[1] is SQL
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRequest:
+    """Which tokens carry which label: what a kept result is keyed by.
+
+    Raises
+    ------
+    InputError
+        When the sub-word policy is unknown.
+    """
+
+    by: str
+    """Label column, several joined by ``×``, or an SQL expression; ``upos * Number`` becomes ``upos×Number``."""
+    where: str | None = None
+    """SQL predicate that the tokens fulfil; None means all."""
+    subword: str = "last"
+    """Which tokens of a word count: ``last``, ``first`` or ``all``."""
+    shift: int = 0
+    """The label is that of the word so many words later."""
+
+    def __post_init__(self) -> None:
+        if self.subword not in SUBWORD_POLICIES:
+            raise InputError(f"unknown sub-word policy {self.subword!r}: known are {', '.join(SUBWORD_POLICIES)}")
+        if names := _names(self.by):
+            object.__setattr__(self, "by", JOIN.join(names))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +61,9 @@ class LabelVector:
     tags: tuple[str, ...]
     """Sorted."""
     by: str
-    """Label column."""
+    """Label column, several joined by ``×``, or an SQL expression."""
+    where: str | None
+    """SQL predicate that the tokens fulfil."""
     subword: str
     """Which tokens of a word count: ``last``, ``first`` or ``all``."""
     shift: int
@@ -75,7 +111,7 @@ class LabelVector:
         if not kept:
             raise InputError(
                 f"no value of {self.by!r} has {minimum} or more tokens among the {self.tokens} labelled ones "
-                f"(subword={self.subword!r}, shift={self.shift}): choose another label, or more documents"
+                f"({_settings(self)}): choose another label, or more documents"
             )
         rare = {tag: int(count) for tag, count in zip(self.tags, counts, strict=True) if count < minimum}
         return replace(self.with_tags(kept), dropped={**self.dropped, **rare})
@@ -130,6 +166,7 @@ def token_labels(
     source: LakeSource,
     by: str,
     *,
+    where: str | None = None,
     subword: str = "last",
     shift: int = 0,
     keep_documents: Iterable[int] | None = None,
@@ -137,12 +174,29 @@ def token_labels(
 ) -> LabelVector:
     """Label every committed row.
 
+    SQL is DuckDB's (https://duckdb.org/docs/sql/introduction): one expression per token over the columns of the token table
+    (row, document, sentence, position, token_id, word, subword, is_last_subword, char_start, char_end, flags) and the label
+    columns, which are text. It sees one line per committed row that is not padding, and nothing else: no file, no other
+    table. Names that are no plain identifiers stand in double quotes, text in single ones; the case of a name matters only
+    where two columns differ by nothing else. Window functions see all lines; give them an ORDER BY where the order matters.
+
     Parameters
     ----------
     source
         The lake.
     by
-        Label column, e.g. ``upos``.
+        What the label of a token is:
+
+        - a label column, e.g. ``upos``;
+        - several joined by ``×`` or ``*``, e.g. ``upos×Number``: tags such as ``NOUN×Sing``; where one is absent, there is
+          no label;
+        - an SQL expression, e.g. ``split_part(source, '_', 1)``: its value as text; NULL is no label. With a `shift`, it
+          is evaluated on the row of the target word's last sub-word, whichever token asks.
+
+        A name alone is always a column, never SQL.
+    where
+        SQL predicate over the token itself, whatever the shift, e.g. ``upos='VERB' AND deprel='root'``. Rows for which it is
+        not true carry no label.
     subword
         Which tokens of a word carry its label. A token of several words, or of none, carries no label.
     shift
@@ -160,77 +214,105 @@ def token_labels(
     Raises
     ------
     InputError
-        When the column or the policy is unknown (the known ones are listed), or no tag has enough tokens.
+        When a column or the policy is unknown (the known ones are listed); when SQL is refused (the place is shown); when
+        `where` is true of no token, or no tag has enough of them.
     """
-    if by not in source.label_columns:
-        raise InputError(f"no label column {by!r}: known are {', '.join(source.label_columns)}")
-    if subword not in SUBWORD_POLICIES:
-        raise InputError(f"unknown sub-word policy {subword!r}: known are {', '.join(SUBWORD_POLICIES)}")
-    table, values_at, values = _label_rows(source, by, shift)
-    keep = _numpy(table, "word") >= 0
-    if subword == "first":
-        keep &= _numpy(table, "subword") == 0
-    elif subword == "last":
-        keep &= _numpy(table, "is_last_subword").astype(bool)
-    documents = _numpy(table, "document").astype(np.int32)
+    request = LabelRequest(by=by, where=where, subword=subword, shift=shift)
+    columns = _columns(source, by)
+    label = None if columns else read_expression(by, argument="by", label_columns=source.label_columns)
+    predicate = None
+    if where is not None:
+        predicate = read_expression(where, argument="where", label_columns=source.label_columns, predicate=True)
+    table = source.tokens(labels=_token_columns(source, columns, shift, [label, predicate]))
+    if label is None:
+        found, values = join_rows([column_rows(source, table, column, shift) for column in columns], by)
+    else:
+        found, values = sql_rows(source, table, label, shift)
+    documents = numpy_column(table, "document").astype(np.int32)
+    keep = _counted(table, subword)
     if keep_documents is not None:
         keep &= np.isin(documents, np.fromiter(keep_documents, dtype=np.int64))
-    codes, tags = _compact(np.where(keep, values_at, -1), values, by)
+    if predicate is not None:
+        keep = _filtered(table, keep, predicate, request)
+    codes, tags = _compact(np.where(keep, found, -1), values, by)
     return LabelVector(
         codes=codes,
         tags=tags,
-        by=by,
+        by=JOIN.join(columns) if columns else by,
+        where=where,
         subword=subword,
         shift=shift,
         dropped={},
         documents=documents,
-        sentences=_numpy(table, "sentence").astype(np.int64),
-        words=_numpy(table, "word").astype(np.int64),
+        sentences=numpy_column(table, "sentence").astype(np.int64),
+        words=numpy_column(table, "word").astype(np.int64),
         blocks=tuple(source.blocks),
         block_rows=source.block_rows,
     ).without_rare(min_tokens)
 
 
-def _label_rows(source: LakeSource, by: str, shift: int) -> tuple[Any, NDArray[np.int32], list[str]]:
-    """Token table, and for each of its rows the index of its label's value, −1 where there is none."""
-    if shift == 0:
-        table = source.tokens(labels=[by])
-        return table, *_encode(table.column(by))
-    of_sentence = by in SENTENCE_LABELS
-    table = source.tokens(labels=[by] if of_sentence else [])
-    word_table = source.words(["word", "sentence"] if of_sentence else ["word", "sentence", by])
-    target = _shifted_words(word_table, _numpy(table, "word"), shift)
-    if of_sentence:
-        codes, values = _encode(table.column(by))
-        return table, np.where(target >= 0, codes, np.int32(-1)), values
-    word_codes, values = _encode(word_table.column(by))
-    return table, np.append(word_codes, np.int32(-1))[target], values
+def _names(by: str) -> tuple[str, ...]:
+    """Column names that `by` is made of, none where it is an SQL expression."""
+    parts = _split(by)
+    pattern = _NAME if len(parts) == 1 else _PART
+    return parts if all(pattern.fullmatch(part) for part in parts) else ()
 
 
-def _shifted_words(word_table: Any, words: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
-    """Line of the word table that holds the word `shift` places on in the same sentence, −1 where there is none."""
-    ids, sentences = _numpy(word_table, "word"), _numpy(word_table, "sentence")
-    if not ids.size:
-        return np.full(len(words), -1, dtype=np.int64)
-    order = np.argsort(ids, kind="stable")
-
-    def lines(wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        found = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), ids.size - 1)]
-        return np.where(ids[found] == wanted, found, -1)
-
-    # Words are numbered without gaps, in text order.
-    here, there = lines(words), lines(words + shift)
-    valid = (words >= 0) & (here >= 0) & (there >= 0) & (sentences[here] == sentences[there])
-    return np.where(valid, there, -1)
+def _split(by: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in re.split("[×*]", by))
 
 
-def _encode(column: Any) -> tuple[NDArray[np.int32], list[str]]:
-    """Values of a string or dictionary column, and every line's index among them (−1 for null)."""
-    encoded = pc.dictionary_encode(column.cast(pa.string())).combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):  # a column without any chunk
-        return np.empty(0, dtype=np.int32), []
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    return codes, encoded.dictionary.to_pylist()
+def _columns(source: LakeSource, by: str) -> tuple[str, ...]:
+    """Label columns that `by` names, none where it is an SQL expression."""
+    known = source.label_columns
+    parts = _split(by)
+    if all(part in known for part in parts):
+        return parts
+    if by in known:  # a column that has × in its name
+        return (by,)
+    for name in _names(by):
+        if name not in known:
+            raise InputError(unknown_column(name, known, what="label column"))
+    return ()
+
+
+def _token_columns(
+    source: LakeSource, columns: Sequence[str], shift: int, expressions: Sequence[Expression | None]
+) -> list[str]:
+    """Label columns that are needed in the token table; those of shifted words come from the word table."""
+    wanted = [column for column in columns if not shift or column in SENTENCE_LABELS]
+    for expression in expressions:
+        if expression is not None:
+            wanted += [column for column in expression.columns if column in source.label_columns]
+    return list(dict.fromkeys(wanted))
+
+
+def _counted(table: Any, subword: str) -> NDArray[np.bool_]:
+    """Rows that carry the label of their word, (rows,)."""
+    keep: NDArray[np.bool_] = numpy_column(table, "word") >= 0
+    if subword == "first":
+        keep &= numpy_column(table, "subword") == 0
+    elif subword == "last":
+        keep &= numpy_column(table, "is_last_subword").astype(bool)
+    return keep
+
+
+def _filtered(table: Any, keep: NDArray[np.bool_], predicate: Expression, request: LabelRequest) -> NDArray[np.bool_]:
+    """Those of the rows for which the predicate is true."""
+    rows, answers = evaluate(predicate, table)
+    kept = np.zeros_like(keep)
+    kept[rows] = pc.fill_null(answers, False).to_numpy()
+    kept &= keep
+    if keep.any() and not kept.any():
+        raise InputError(
+            f"where={request.where!r} is true of none of the {np.count_nonzero(keep)} tokens ({_settings(request)})"
+        )
+    return kept
+
+
+def _settings(chosen: LabelRequest | LabelVector) -> str:
+    where = "" if chosen.where is None else f", where={chosen.where!r}"
+    return f"subword={chosen.subword!r}, shift={chosen.shift}{where}"
 
 
 def _compact(codes: NDArray[Any], values: list[str], by: str) -> tuple[NDArray[np.int16], tuple[str, ...]]:
@@ -244,8 +326,3 @@ def _compact(codes: NDArray[Any], values: list[str], by: str) -> tuple[NDArray[n
     for code in used:
         recode[code] = place[values[code]]
     return recode[codes], tuple(tags)
-
-
-def _numpy(table: Any, name: str) -> NDArray[Any]:
-    values: NDArray[Any] = table.column(name).to_numpy()
-    return values

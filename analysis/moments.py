@@ -1,7 +1,9 @@
-"""Count, mean, variance and share of active tokens per tag × neuron, as chunk / combine / aggregate functions.
+"""Moments per group × neuron, as chunk / combine / aggregate functions.
 
-Second moments are centred and merged pairwise: Chan, Golub & LeVeque (1979), "Updating formulae and a pairwise algorithm
-for computing sample variances"; Pébay (2008), "Formulas for robust, one-pass parallel computation of covariances and
+Within a chunk the central sums are taken about the group's own mean, in a second pass over values that are still in the
+cache: an offset of 10⁶ with a deviation of 1 keeps its digits, and a constant neuron has exactly zero variance. Parts are
+merged pairwise: Chan, Golub & LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances",
+and for third and fourth moments Pébay (2008), "Formulas for robust, one-pass parallel computation of covariances and
 arbitrary-order statistical moments", Sandia report SAND2008-6212.
 """
 
@@ -12,74 +14,112 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis import kernels
-from neuronlake.analysis.labels import BlockLabels
+from neuronlake.analysis.groups import BlockGroups
 
-_KERNELS = {"float16": kernels.moments_f16, "bfloat16": kernels.moments_bf16, "float32": kernels.moments_f32}
 _Triple = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
-_POOR_SHIFT = 1e3  # n·(mean − shift)²/M2, that is 30 deviations, beyond which cancellation costs over 3 of 16 digits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Sufficient statistics of some tokens, per tag × neuron. A tag without tokens has zeros."""
+    """Sufficient statistics of some tokens. A group without tokens has zeros, its minimum is +∞ and its maximum −∞."""
 
     count: NDArray[np.int64]
-    """Tokens, (tags, 1)."""
+    """Tokens, (groups, 1)."""
     mean: NDArray[np.float64]
-    """(tags, neurons)."""
+    """(groups, neurons)."""
     m2: NDArray[np.float64]
-    """Σ(x − mean)², (tags, neurons)."""
-    active: NDArray[np.int64]
-    """Tokens with x > 0, (tags, neurons)."""
+    """Σ(x − mean)², (groups, neurons)."""
+    m3: NDArray[np.float64]
+    """Σ(x − mean)³, (groups, neurons)."""
+    m4: NDArray[np.float64]
+    """Σ(x − mean)⁴, (groups, neurons)."""
+    absolute: NDArray[np.float64]
+    """Mean of |x|, (groups, neurons)."""
+    active: NDArray[np.int32]
+    """Tokens with x > 0, (groups, neurons); a group has fewer than 2³¹ tokens."""
+    minimum: NDArray[np.float32]
+    """(groups, neurons)."""
+    maximum: NDArray[np.float32]
+    """(groups, neurons)."""
 
 
-def chunk_moments(codes: NDArray[Any], labels: BlockLabels, *, width: int, encoding: str) -> Moments:
-    """Moments of one chunk of stored codes.
+FIELDS = ("mean", "m2", "m3", "m4", "absolute", "active", "minimum", "maximum")
+"""Fields of `Moments` that are (groups, neurons)."""
 
-    One pass accumulates float64 sums of x − s, with s the first value of that tag and neuron: exact differences of
-    float32 values, so an offset of 10⁶ with a deviation of 1 keeps ten digits and a constant neuron has exactly zero
-    variance. Where s turns out to lie far from the mean (an outlier came first), the pass is repeated about the mean.
+
+def no_moments(groups: int, neurons: int) -> Moments:
+    """Moments of no tokens."""
+    shape = (groups, neurons)
+    return Moments(
+        count=np.zeros((groups, 1), dtype=np.int64),
+        **{name: np.zeros(shape) for name in ("mean", "m2", "m3", "m4", "absolute")},
+        active=np.zeros(shape, dtype=np.int32),
+        minimum=np.full(shape, np.inf, dtype=np.float32),
+        maximum=np.full(shape, -np.inf, dtype=np.float32),
+    )
+
+
+def chunk_moments(codes: NDArray[Any], groups: BlockGroups, *, width: int, values: str) -> Moments:
+    """Moments of one chunk of stored patterns.
 
     Parameters
     ----------
     codes : uint16 bit patterns or float32 (rows, c), C order
-    labels
-        Labels of the rows; rows without one are left out.
+    groups
+        The rows that count.
     width
         Neurons of the chunk, ``width <= c``.
-    encoding
+    values
         ``float16``, ``bfloat16`` or ``float32``.
     """
-    kernel = _KERNELS[encoding]
-    count = labels.count[:, None]
-    shift = np.zeros((len(count), width), dtype=np.float64)
-    shift[labels.codes[labels.first]] = decode(codes[labels.first, :width], encoding)
-    total, square, active = _accumulate(kernel, codes, labels.codes, width, shift)
-    offset = total / np.maximum(count, 1)
-    m2 = square - total * offset
-    # A cancelled m2 may come out as zero or negative: the comparison must hold then too.
-    if np.any(count * offset * offset > _POOR_SHIFT * m2):
-        shift += offset
-        total, square, _ = _accumulate(kernel, codes, labels.codes, width, shift)
-        offset = total / np.maximum(count, 1)
-        m2 = square - total * offset
-    return Moments(count=count, mean=shift + offset, m2=np.maximum(m2, 0.0), active=active.astype(np.int64))
+    patterns = typed_patterns(codes, values)
+    found = no_moments(len(groups.count), width)
+    found.count[:, 0] = groups.count
+    total, absolute = found.mean, found.absolute
+    kernels.sums(patterns, groups.rows, groups.start, width, total, absolute, found.active, found.minimum, found.maximum)
+    some = np.maximum(found.count, 1)
+    total /= some  # now the means
+    absolute /= some
+    kernels.central_sums(patterns, groups.rows, groups.start, width, found.mean, found.m2, found.m3, found.m4)
+    return found
 
 
 def combine_moments(first: Moments, second: Moments) -> Moments:
-    """Moments of two disjoint sets of tokens together."""
-    count, mean, m2 = _merge((first.count, first.mean, first.m2), (second.count, second.mean, second.m2))
-    return Moments(count=count, mean=mean, m2=m2, active=first.active + second.active)
+    """Moments of two disjoint sets of tokens together: Pébay 2008, eqs. 2.1, 2.2 and 2.4 (k = 2, 3, 4)."""
+    n1, n2 = first.count, second.count
+    count = n1 + n2
+    whole = np.maximum(count, 1)
+    w1, w2 = n1 / whole, n2 / whole
+    delta = second.mean - first.mean
+    square = delta * delta
+    both = n1 * w2  # n₁n₂/n
+    return Moments(
+        count=count,
+        mean=first.mean + delta * w2,
+        m2=first.m2 + second.m2 + square * both,
+        m3=first.m3 + second.m3 + delta * (square * (both * (w1 - w2)) + 3 * (w1 * second.m2 - w2 * first.m2)),
+        m4=first.m4
+        + second.m4
+        + square * (square * (both * (w1 * w1 - w1 * w2 + w2 * w2)) + 6 * (w1 * w1 * second.m2 + w2 * w2 * first.m2))
+        + 4 * delta * (w1 * second.m3 - w2 * first.m3),
+        absolute=first.absolute * w1 + second.absolute * w2,
+        active=first.active + second.active,
+        minimum=np.minimum(first.minimum, second.minimum),
+        maximum=np.maximum(first.maximum, second.maximum),
+    )
 
 
-def variance_of(m2: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Unbiased variance, M2 / (n − 1); tags need two tokens."""
-    return m2 / (count - 1)
+def select_groups(moments: Moments, groups: NDArray[np.int64] | slice) -> Moments:
+    """Moments of some groups, in that order."""
+    return Moments(count=moments.count[groups], **{name: getattr(moments, name)[groups] for name in FIELDS})
 
 
-def fraction_active(moments: Moments) -> NDArray[np.float64]:
-    """Share of tokens with x > 0, in [0, 1]."""
-    return moments.active / moments.count
+def merge_folds(moments: Moments, folds: int) -> Moments:
+    """Moments per tag, from groups ordered by tag, then fold."""
+    merged = select_groups(moments, slice(0, None, folds))
+    for fold in range(1, folds):
+        merged = combine_moments(merged, select_groups(moments, slice(fold, None, folds)))
+    return merged
 
 
 def rest_moments(
@@ -113,13 +153,18 @@ def rest_moments(
     return rest
 
 
-def decode(codes: NDArray[Any], encoding: str) -> NDArray[np.float32]:
-    """Decode a few stored codes (any shape) to float32 with NumPy alone."""
-    if encoding == "float16":
+def typed_patterns(codes: NDArray[Any], values: str) -> NDArray[Any]:
+    """Return patterns in the type by which the kernels know their format: int16 for bfloat16."""
+    return codes.view(np.int16) if values == "bfloat16" else codes
+
+
+def as_float32(codes: NDArray[Any], values: str) -> NDArray[np.float32]:
+    """Decode a few stored patterns (any shape) with NumPy alone."""
+    if values == "float16":
         return codes.view(np.float16).astype(np.float32)
-    if encoding == "bfloat16":
+    if values == "bfloat16":
         return (codes.astype(np.uint32) << 16).view(np.float32)
-    return codes.astype(np.float32)
+    return codes
 
 
 def _merge(first: _Triple, second: _Triple) -> _Triple:
@@ -129,12 +174,3 @@ def _merge(first: _Triple, second: _Triple) -> _Triple:
     share = n2 / np.maximum(count, 1)
     delta = mean2 - mean1
     return count, mean1 + delta * share, m2_1 + m2_2 + delta * delta * (n1 * share)
-
-
-def _accumulate(
-    kernel: Any, codes: NDArray[Any], labels: NDArray[np.int16], width: int, shift: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
-    total, square = np.zeros_like(shift), np.zeros_like(shift)
-    active = np.zeros(shift.shape, dtype=np.int32)  # a block has fewer than 2³¹ rows
-    kernel(codes, labels, width, shift, total, square, active)
-    return total, square, active

@@ -13,7 +13,7 @@ from neuronlake.analysis.labels import MIN_TOKENS, LabelVector, token_labels
 from neuronlake.analysis.lda import fit_lda, predict_rows
 from neuronlake.analysis.metrics import accuracy_and_f1, confusion_counts, per_tag_scores
 from neuronlake.analysis.rankers import get_ranker
-from neuronlake.analysis.ranksum import SEGMENT_BYTES
+from neuronlake.analysis.refinement import refine
 from neuronlake.analysis.scatter import gather_scatter
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, versions
 from neuronlake.analysis.splits import split_documents
@@ -143,12 +143,10 @@ def probe(
             source,
             train,
             layers=whole.layers,
-            auroc=method == "auroc",
             site=site,
             scheduler=scheduler,
-            progress=None,
-            segment_bytes=SEGMENT_BYTES,
         )
+        statistics = refine(source, statistics, method, top=top_k, labels=train, scheduler=scheduler)
         features = top_features(source, statistics, method, top_k)
     options: dict[str, Any] = {"site": site, "scheduler": scheduler}
     fitted: dict[str, Any] = {"shrinkage": shrinkage} if classifier == "lda" else {}

@@ -2,24 +2,28 @@
 
 Every ranker returns a Dataset (tag, layer, neuron) with ``score`` (larger is stronger, whatever the direction), ``sign``
 (+1 where the tag's tokens are the higher ones, −1 where they are the lower ones), the statistic itself under the ranker's
-name, and ``p`` and ``q`` where a test is defined. q is Benjamini–Hochberg over all neurons × tags of the dataset.
+name, and ``p`` and ``q`` where a test is defined. q is Benjamini–Hochberg over all neurons × tags of the dataset. The
+functions are in `rankers_moments` and `rankers_histogram`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
-from scipy import special
 
-from neuronlake.analysis.contrast import positive_variances, with_rest
-from neuronlake.analysis.significance import benjamini_hochberg
+from neuronlake.analysis import rankers_histogram as from_histograms
+from neuronlake.analysis import rankers_moments as from_moments
+from neuronlake.analysis.contrast import counts
 from neuronlake.store.errors import InputError
 
-_DIMS = ("tag", "layer", "neuron")
+PROBE = "probe"
+"""In place of variables: what the statistics do not hold."""
+_NO_TEST = "none; permutation"
+_BASIC = ("count", "mean", "variance")
+_HISTOGRAM_VARIABLES = (
+    "auroc", "average_precision", "average_precision_low", "hits", "mutual_information", "bins"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,65 +36,40 @@ class Ranker:
     source: str
     """Where the formula comes from."""
     needs: tuple[str, ...]
-    """Variables of the statistics that it reads."""
-    function: Callable[[xr.Dataset], xr.Dataset]
-    """Statistics → scores, see the module."""
+    """Variables of the statistics that it reads; ``("probe",)`` for what no statistics can answer."""
+    test: str
+    """Where p comes from, or "none; permutation": shuffle the labels of documents to get a null distribution."""
+    compute: Callable[[xr.Dataset], xr.Dataset]
+    """Statistics → scores, without any check."""
+
+    def function(self, dataset: xr.Dataset) -> xr.Dataset:
+        """Score a dataset of `compute_statistics`; see the module.
+
+        Raises
+        ------
+        InputError
+            When a variable that it needs is absent, there are fewer than two tags, or it needs a probe.
+        """
+        if missing := [name for name in self.needs if name not in dataset and name != PROBE]:
+            raise InputError(f"method {self.name!r} reads {', '.join(map(repr, missing))}, {_absent(missing)}")
+        counts(dataset)  # refuses a single tag
+        return self.compute(dataset)
 
 
-def mean_difference(dataset: xr.Dataset) -> xr.Dataset:
-    """Difference of means, μ_tag − μ_rest, in units of activation.
-
-    Not comparable between neurons of different scale; a first look, and what steering moves along.
-    """
-    dataset = with_rest(dataset)
-    values = _values(dataset)
-    return _scores(dataset, "mean_difference", values.mean - values.mean_rest)
+def _absent(missing: list[str]) -> str:
+    if any(name in _HISTOGRAM_VARIABLES for name in missing):
+        return "absent from statistics without histograms: compute them with histogram=True, of all folds"
+    return "which these statistics lack: compute them again, of all folds"
 
 
-def cohen_d(dataset: xr.Dataset) -> xr.Dataset:
-    """Cohen's d with the pooled deviation: (μ_tag − μ_rest)/√(((P−1)·s²_tag + (N−1)·s²_rest)/(P+N−2)).
+def _refuse(name: str) -> Callable[[xr.Dataset], xr.Dataset]:
+    def refuse(_: xr.Dataset) -> xr.Dataset:
+        raise InputError(
+            f"method {name!r} ranks neurons by a probe, which statistics alone cannot fit: use neuronlake.analysis.probe "
+            "(on the command line: neuronlake probe), or a method of the statistics such as cohen_d or auroc"
+        )
 
-    Cohen (1988), Statistical Power Analysis for the Behavioral Sciences, eq. 2.5.2. Two constant groups: see
-    `contrast.positive_variances`; equal ones give 0.
-    """
-    dataset = with_rest(dataset)
-    v = _values(dataset)
-    pooled = ((v.count - 1) * v.variance + (v.count_rest - 1) * v.variance_rest) / (v.count + v.count_rest - 2)
-    return _scores(dataset, "cohen_d", (v.mean - v.mean_rest) / np.sqrt(pooled))
-
-
-def welch_t(dataset: xr.Dataset) -> xr.Dataset:
-    """Welch's t, (μ_tag − μ_rest)/√(s²_tag/P + s²_rest/N), with two-sided p.
-
-    Welch (1947), Biometrika 34, 28–35; degrees of freedom by Welch–Satterthwaite. Two constant groups: see
-    `contrast.positive_variances`; equal ones give t = 0 and p = 1.
-    """
-    dataset = with_rest(dataset)
-    v = _values(dataset)
-    error, error_rest = v.variance / v.count, v.variance_rest / v.count_rest
-    t = (v.mean - v.mean_rest) / np.sqrt(error + error_rest)
-    share = error / (error + error_rest)
-    freedom = 1 / (share**2 / (v.count - 1) + (1 - share) ** 2 / (v.count_rest - 1))
-    return _scores(dataset, "welch_t", t, p=2 * special.stdtr(freedom, -np.abs(t)))
-
-
-def auroc(dataset: xr.Dataset) -> xr.Dataset:
-    """AUROC of tag against rest; the score is max(a, 1 − a), so 0.5 is chance in either direction.
-
-    p is two-sided, from the normal approximation of the Mann–Whitney statistic without correction for ties:
-    z = (a − ½)·√(12·P·N/(P + N + 1)). Ties make the true variance smaller, so p errs on the safe side.
-    Mann & Whitney (1947), Ann. Math. Stat. 18, 50–60.
-    """
-    if "auroc" not in dataset:
-        raise InputError("these statistics were computed without AUROC: compute them again with auroc=True")
-    dataset = with_rest(dataset)
-    area = dataset["auroc"].transpose(*_DIMS).to_numpy()
-    count, rest = (dataset[name].to_numpy()[:, None, None].astype(np.float64) for name in ("count", "count_rest"))
-    z = (area - 0.5) * np.sqrt(12 * count * rest / (count + rest + 1))
-    scores = _scores(dataset, "auroc", area, p=2 * special.ndtr(-np.abs(z)))
-    return scores.assign(
-        score=(_DIMS, np.maximum(area, 1 - area)), sign=(_DIMS, np.where(area < 0.5, -1, 1).astype(np.int8))
-    )
+    return refuse
 
 
 _RANKERS = (
@@ -99,85 +78,183 @@ _RANKERS = (
         description="difference of mean activations; depends on the neuron's scale",
         formula="|μ_tag − μ_rest|",
         source="elementary",
-        needs=("mean",),
-        function=mean_difference,
+        needs=_BASIC,
+        test=_NO_TEST,
+        compute=from_moments.mean_difference,
     ),
     Ranker(
         name="cohen_d",
         description="difference of means in pooled standard deviations",
         formula="|μ_tag − μ_rest| / √(((P−1)·s²_tag + (N−1)·s²_rest)/(P+N−2))",
         source="Cohen 1988, Statistical Power Analysis for the Behavioral Sciences",
-        needs=("mean", "variance"),
-        function=cohen_d,
+        needs=_BASIC,
+        test=_NO_TEST,
+        compute=from_moments.cohen_d,
     ),
     Ranker(
         name="welch_t",
         description="Welch's t-test, unequal variances; grows with the number of tokens",
         formula="|μ_tag − μ_rest| / √(s²_tag/P + s²_rest/N)",
         source="Welch 1947, Biometrika 34, 28–35",
-        needs=("mean", "variance"),
-        function=welch_t,
+        needs=_BASIC,
+        test="Welch's t, two-sided",
+        compute=from_moments.welch_t,
+    ),
+    Ranker(
+        name="f_statistic",
+        description="one-way analysis of variance, tag against rest; grows with the number of tokens",
+        formula="B / (W/(P+N−2)), B = (μ_tag − μ_rest)²·P·N/(P+N), W = (P−1)·s²_tag + (N−1)·s²_rest",
+        source="Fisher 1925, Statistical Methods for Research Workers; scikit-learn's f_classif",
+        needs=_BASIC,
+        test="F with 1 and P+N−2 degrees of freedom",
+        compute=from_moments.f_statistic,
+    ),
+    Ranker(
+        name="eta_squared",
+        description="share of the sum of squares between tag and rest; independent of scale, favours frequent tags",
+        formula="B / (B + W), as for f_statistic",
+        source="Cohen 1973, Educ. Psychol. Meas. 33, 107–112",
+        needs=_BASIC,
+        test="F with 1 and P+N−2 degrees of freedom",
+        compute=from_moments.eta_squared,
+    ),
+    Ranker(
+        name="variance_reduction",
+        description="share of the variance that knowing the tag removes; η² less what chance removes",
+        formula="(σ² − (w_tag·s²_tag + w_rest·s²_rest)) / σ², unbiased variances, w the shares of tokens",
+        source="Gurnee et al. 2024, Universal neurons in GPT2 language models",
+        needs=_BASIC,
+        test=_NO_TEST,
+        compute=from_moments.variance_reduction,
+    ),
+    Ranker(
+        name="probeless",
+        description="distance of the tag's mean to those of all other tags, each counted once; depends on scale",
+        formula="Σ_c' |μ_c − μ_c'|",
+        source="Antverg & Belinkov 2022, On the pitfalls of analyzing individual neurons in language models",
+        needs=_BASIC,
+        test=_NO_TEST,
+        compute=from_moments.probeless,
+    ),
+    Ranker(
+        name="localizer",
+        description="Welch's t-test of magnitudes; the sign says whose magnitudes are larger",
+        formula="|μ_tag − μ_rest| / √(s²_tag/P + s²_rest/N) of |x|",
+        source="AlKhamissi et al. 2025, The LLM language network, arXiv 2411.02280",
+        needs=(*_BASIC, "mean_absolute"),
+        test="Welch's t, two-sided",
+        compute=from_moments.localizer,
+    ),
+    Ranker(
+        name="lape",
+        description="how selectively a neuron is active, for the tags it is active for; 0 if rarely active for all",
+        formula="(ln K − H(p'))·p'_tag, p' = p/Σp, p = P(x > 0 | tag), some p above the 95th percentile of all p",
+        source="after Tang et al. 2024, Language-specific neurons, arXiv 2402.16438",
+        needs=("count", "fraction_active"),
+        test=_NO_TEST,
+        compute=from_moments.lape,
+    ),
+    Ranker(
+        name="fraction_active_difference",
+        description="difference of the shares of active tokens",
+        formula="|P(x > 0 | tag) − P(x > 0 | rest)|",
+        source="Pearson 1900, Phil. Mag. 50, 157–175 (test)",
+        needs=("count", "fraction_active"),
+        test="two proportions (χ² with 1 degree of freedom)",
+        compute=from_moments.fraction_active_difference,
     ),
     Ranker(
         name="auroc",
         description="how often a token of the tag exceeds one of another tag; independent of scale and outliers",
         formula="max(a, 1 − a), a = P(x_tag > x_rest) + ½·P(x_tag = x_rest)",
         source="Mann & Whitney 1947, Ann. Math. Stat. 18, 50–60; Hanley & McNeil 1982, Radiology 143, 29–36",
-        needs=("auroc",),
-        function=auroc,
+        needs=("count", "auroc"),
+        test="Mann–Whitney, normal approximation, two-sided",
+        compute=from_histograms.auroc,
+    ),
+    Ranker(
+        name="average_precision",
+        description="area under precision and recall of a detector of the tag; chance is the tag's share of tokens",
+        formula="max(AP(x), AP(−x)), AP = Σ_k (R_k − R_{k−1})·P_k",
+        source="Suau et al. 2020, Finding experts in transformer models",
+        needs=("count", "average_precision", "average_precision_low"),
+        test=_NO_TEST,
+        compute=from_histograms.average_precision,
+    ),
+    Ranker(
+        name="iou",
+        description="overlap of the neuron's top 5 % of tokens with the tag's; high activations alone",
+        formula="|x > τ ∧ c| / |x > τ ∨ c|, τ the edge nearest to the 95th percentile",
+        source="Mu & Andreas 2020, Compositional explanations of neurons",
+        needs=("count", "hits"),
+        test="none; permutation (chi_squared tests the same table)",
+        compute=from_histograms.iou,
+    ),
+    Ranker(
+        name="chi_squared",
+        description="association of the neuron's top 5 % of tokens with the tag, as Cramér's V",
+        formula="√(χ²/tokens), χ² of (x > τ) × (tag or rest)",
+        source="Pearson 1900, Phil. Mag. 50, 157–175; Cramér 1946, Mathematical Methods of Statistics",
+        needs=("count", "hits"),
+        test="χ² with 1 degree of freedom, without correction",
+        compute=from_histograms.chi_squared,
+    ),
+    Ranker(
+        name="mutual_information",
+        description="bits that the activation tells about having the tag, whatever the form of the dependence",
+        formula="Σ_{b,c} p(b,c)·log₂(p(b,c)/(p(b)·p(c))) over histogram bins b and c in {tag, rest}",
+        source="Cover & Thomas 2006, Elements of Information Theory; Woolf 1957, Ann. Hum. Genet. 21, 397–409 (test)",
+        needs=("count", "mutual_information", "bins", "auroc"),
+        test="G-test, χ² with bins − 1 degrees of freedom",
+        compute=from_histograms.mutual_information,
+    ),
+    *(
+        Ranker(
+            name=name,
+            description=description,
+            formula=formula,
+            source=source,
+            needs=(PROBE,),
+            test=_NO_TEST,
+            compute=_refuse(name),
+        )
+        for name, description, formula, source in (
+            (
+                "linear_weights",
+                "needs a probe: weights of an elastic-net classifier on standardised activations",
+                "|w_c|, the largest that cover a share of the weight's mass",
+                "Dalvi et al. 2019, What is one grain of sand in the desert?",
+            ),
+            (
+                "gaussian_probe",
+                "needs a probe: greedy selection by a Gaussian classifier",
+                "mutual information of the tag and class Gaussians with a normal-inverse-Wishart prior",
+                "Torroba Hennigen et al. 2020, Intrinsic probing through dimension selection",
+            ),
+            (
+                "sparse_probe",
+                "needs a probe: logistic regression on k neurons at a time",
+                "score of a k-sparse classifier, k = 1, 2, 4 …, after a screen by a fast ranker",
+                "Gurnee et al. 2023, Finding neurons in a haystack",
+            ),
+        )
     ),
 )
 RANKERS: Mapping[str, Ranker] = MappingProxyType({ranker.name: ranker for ranker in _RANKERS})
 
 
 def get_ranker(name: str) -> Ranker:
-    """Return the ranker of that name, or raise InputError listing the known ones."""
-    try:
-        return RANKERS[name]
-    except KeyError:
-        raise InputError(f"unknown method {name!r}: known are {', '.join(RANKERS)}") from None
+    """Return the ranker of that name.
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Values:
-    """Arrays (tags, layers, neurons), counts (tags, 1, 1) as float64; variances are positive where both were zero."""
-
-    count: NDArray[np.float64]
-    count_rest: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    mean_rest: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    variance_rest: NDArray[np.float64]
-
-
-def _values(dataset: xr.Dataset) -> _Values:
-    mean, mean_rest, variance, variance_rest = (
-        dataset[name].transpose(*_DIMS).to_numpy() for name in ("mean", "mean_rest", "variance", "variance_rest")
-    )
-    variance, variance_rest = positive_variances(mean, variance, mean_rest, variance_rest)
-    count, count_rest = (dataset[name].to_numpy()[:, None, None].astype(np.float64) for name in ("count", "count_rest"))
-    return _Values(
-        count=count,
-        count_rest=count_rest,
-        mean=mean,
-        mean_rest=mean_rest,
-        variance=variance,
-        variance_rest=variance_rest,
-    )
-
-
-def _scores(
-    dataset: xr.Dataset, name: str, statistic: NDArray[np.float64], p: NDArray[np.float64] | None = None
-) -> xr.Dataset:
-    """Dataset of a signed statistic: score = magnitude, sign = direction."""
-    variables: dict[str, Any] = {
-        "score": np.abs(statistic),
-        "sign": np.where(statistic < 0, -1, 1).astype(np.int8),
-        name: statistic,
-    }
-    if p is not None:
-        variables |= {"p": p, "q": benjamini_hochberg(p)}
-    return xr.Dataset(
-        {key: (_DIMS, values) for key, values in variables.items()},
-        coords={dim: dataset[dim] for dim in _DIMS},
-    )
+    Raises
+    ------
+    InputError
+        When there is none (the known ones are listed), or it needs a probe (what to use instead is named).
+    """
+    ranker = RANKERS.get(name)
+    if ranker is None:
+        known = ", ".join(other for other, candidate in RANKERS.items() if PROBE not in candidate.needs)
+        raise InputError(f"unknown method {name!r}: known are {known}")
+    if PROBE in ranker.needs:
+        ranker.compute(xr.Dataset())  # says what to use instead
+    return ranker

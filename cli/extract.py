@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuronlake.cli.common import add_command, add_lake, messages, output, print_json
+from neuronlake.cli.gathering import Gathering
 from neuronlake.store import DEFAULT_ENCODING, ENCODINGS
 from neuronlake.store.commits import committed_blocks
 from neuronlake.store.errors import DamageError, InputError
@@ -91,6 +92,12 @@ def add_commands(commands: Any) -> None:
         metavar="N",
         help="largest padded forward pass (default: 512 on a CPU, 16384 on a GPU)",
     )
+    run.add_argument(
+        "--stats",
+        metavar="LABEL",
+        help="label whose statistics are gathered on the way, so that `rank` is ready at the end; 'none' for none "
+        "(default: upos, where the corpus has it)",
+    )
     run.add_argument("--blocks", type=_block_range, metavar="A:B", help="extract only blocks A to B-1")
     parser.set_defaults(run=_extract)
 
@@ -146,7 +153,10 @@ def _extract(options: argparse.Namespace) -> int:
         source = resolve_model(
             options.model, gguf=options.gguf, trust_remote_code=options.trust_remote_code, say=progress.observer.say
         )
+        gathering = Gathering(options.stats, progress.observer.say)
+        progress.observer.tap = gathering.start
         report = extract(options.lake, corpus, source, settings, progress.observer)
+        gathering.finish()
     if options.json:
         print_json(report.as_dict())
         return 0

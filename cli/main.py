@@ -12,6 +12,8 @@ import neuronlake.cli.demo
 import neuronlake.cli.extract
 import neuronlake.cli.importing
 import neuronlake.cli.inspect
+import neuronlake.cli.plot
+import neuronlake.cli.statistics
 from neuronlake.store.errors import NeuronlakeError
 
 _EPILOG = """\
@@ -49,7 +51,9 @@ def build_parser() -> Parser:
         neuronlake.cli.extract,
         neuronlake.cli.importing,
         neuronlake.cli.inspect,
+        neuronlake.cli.statistics,
         neuronlake.cli.analyse,
+        neuronlake.cli.plot,
         neuronlake.cli.demo,
     ):
         module.add_commands(commands)

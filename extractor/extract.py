@@ -22,7 +22,7 @@ from neuronlake.store.lock import writing
 from neuronlake.store.plan_record import PlanRecord, adopt_plan, plan_beside, publish_plan, read_plan_record
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.tables import from_parquet
-from neuronlake.store.writer import BlockWriter
+from neuronlake.store.writer import BlockWriter, Tap
 
 # Measured on two AVX2 cores with SmolLM2: 512 tokens keep a layer's activations in cache; a GPU wants full batches.
 _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
@@ -70,6 +70,8 @@ class Observer:
     """Before the first forward pass: tokens of the whole plan, tokens already committed."""
     advance: Callable[[int, int], None] = lambda tokens, bytes_written: None
     """After each batch: its tokens, and all bytes written so far."""
+    tap: Callable[[Path], Tap | None] = lambda lake: None
+    """Once the plan is published, if there are blocks to extract: may return a function that gets every stored chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +255,7 @@ def _run(
     settings: ExtractSettings,
     observer: Observer,
 ) -> None:
+    tap = observer.tap(root)
     observer.say(f"loading {source.name}")
     model = Model.load(
         source, device=settings.device, dtype=spec.capture["dtype"], trust_remote_code=settings.trust_remote_code
@@ -261,7 +264,7 @@ def _run(
     provenance = {**model.provenance(), "batch_tokens": batch_tokens}
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))
-    with BlockWriter(root, spec, overlap_encoding=model.device.type != "cpu") as writer:
+    with BlockWriter(root, spec, overlap_encoding=model.device.type != "cpu", tap=tap) as writer:
         for block in todo:
             extract_block(
                 root,

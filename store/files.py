@@ -49,8 +49,7 @@ class StagedFile:
 
     def __init__(self, root: Path, path: str, parts: Iterable[bytes]):
         self._target = root / path
-        self._temporary = self._target.with_name(_temporary_name(self._target.name))
-        _ours.add(self._temporary.name)
+        self._temporary = self._target.with_name(temporary_name(self._target.name))
         size, checksum = 0, xxhash.xxh3_64()
         with self._cleaning_up():
             make_folder(self._target.parent)
@@ -224,6 +223,13 @@ def unseal(data: bytes, what: str) -> dict[str, Any]:
     return dict(record)
 
 
+def temporary_name(name: str) -> str:
+    """Hidden name that tells host and process: what a dead process left can be removed, what this one writes is not."""
+    temporary = f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}"
+    _ours.add(temporary)
+    return temporary
+
+
 def stale_temporaries(root: Path) -> Iterator[Path]:
     """Yield temporary files left by processes of this host that no longer run, or by this one when it failed before."""
     for path in root.rglob(f".*{_TEMPORARY}"):
@@ -249,10 +255,6 @@ def _dump(record: dict[str, Any]) -> bytes:
 
 def _seal_of(record: dict[str, Any]) -> str:
     return f"{google_crc32c.value(_dump(record)):08x}"
-
-
-def _temporary_name(name: str) -> str:
-    return f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}"
 
 
 def _owner(name: str) -> tuple[str, int]:

@@ -72,6 +72,10 @@ class Lake:
             f"{len(self.blocks)} of {self.plan.blocks} blocks committed, {self.encoding}>"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What a worker in another process needs; it opens the files itself.
+        return Lake, (self.path.absolute(), self.spec, self.plan, self.blocks)
+
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers that are stored."""

@@ -15,6 +15,7 @@ from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, file_checksum, read_checked, stale_temporaries
+from neuronlake.store.kept import KEPT, kept_record, kept_results
 from neuronlake.store.lock import LOCK_FILE, writer_of
 from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
 from neuronlake.store.spec import LakeSpec, metadata_files
@@ -72,6 +73,8 @@ class Findings:
     """Damaged plan tables."""
     blocks: dict[int, str] = field(default_factory=dict)
     """Committed block → the first thing that is wrong with it."""
+    kept: list[str] = field(default_factory=list)
+    """Damaged results kept in the lake; they can be computed again."""
     foreign: list[int] = field(default_factory=list)
     """Those of `blocks` whose commit record names another lake, or a block that the plan does not have."""
 
@@ -105,7 +108,9 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
     for block in committed:
         known.add(layout.commit_path(block))
         _examine_block(root, found, block, known)
-    others = [path for path in present if path not in known]
+    found.kept = _examine_kept(root, found.report)
+    kept = tuple(f"{KEPT}/{name}/" for name in kept_results(root))
+    others = [path for path in present if path not in known and not path.startswith(kept)]
     if found.plan is None:  # then no record lists what planning wrote
         metadata = {} if found.spec is None else metadata_files(found.spec, 1)
         others = [path for path in others if not _TABLE.fullmatch(path) and path not in metadata]
@@ -199,6 +204,21 @@ def _examine_block(root: Path, found: Findings, block: int, known: set[str]) -> 
         wrong(problem)
 
 
+def _examine_kept(root: Path, report: VerifyReport) -> list[str]:
+    """Check the results kept in the lake against their records; return the names of the damaged ones."""
+    damaged = []
+    for name in kept_results(root):
+        try:
+            record = kept_record(root, name, full=report.full)
+        except DamageError as error:
+            report.damage.append(f"{KEPT}/{name}: {str(error).removeprefix(f'{root}/')}; it can be computed again")
+            damaged.append(name)
+            continue
+        report.files_checked += len(record["files"])
+        report.bytes_checked += sum(entry["bytes"] for entry in record["files"]) if report.full else 0
+    return damaged
+
+
 def block_files(spec: LakeSpec, block: int) -> list[str]:
     """List the files of a block, its commit record apart."""
     files = [layout.shard_path(site, layer, block) for site in spec.sites for layer in spec.layers]
@@ -224,10 +244,12 @@ def _sort_others(root: Path, found: Findings, paths: Iterable[str], committed: s
     stale = {path.relative_to(root).as_posix() for path in stale_temporaries(root)}
     for path in paths:
         uncommitted = _is_uncommitted(path, found.spec, committed)
+        ended = uncommitted or any(path == name or path.startswith(f"{name}/") for name in stale)
         if not uncommitted and not _TEMPORARY.search(path):
             report.unknown_files.append(path)
+        elif path.startswith(f"{KEPT}/.") and not ended:
+            continue  # a result that a reader is about to keep; that needs no lock
         elif report.writer is None:
-            ended = uncommitted or any(path == name or path.startswith(f"{name}/") for name in stale)
             (report.leftovers if ended else report.unknown_files).append(path)
 
 

@@ -1,7 +1,7 @@
 """From a full buffer to a committed block, in the background."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain
@@ -19,10 +19,12 @@ from neuronlake.store.commits import Commit, write_commit
 from neuronlake.store.encodings import checksum, get_encoding
 from neuronlake.store.files import FileRecord, StagedFile, sync_folder, write_file
 from neuronlake.store.parallel import usable_cpus
-from neuronlake.store.quantise import quantise
+from neuronlake.store.quantise import expand, quantise
 from neuronlake.store.shard import build_index
 from neuronlake.store.spec import LakeSpec
 
+Tap = Callable[[str, int, int, int, NDArray[Any]], None]
+"""Called with site, layer, block, chunk and the bit patterns of the values as they are stored, (block rows, c)."""
 _PUBLISHERS = 4  # they wait for the disk
 
 
@@ -47,14 +49,26 @@ class BlockWriter:
         Encode in the background too, with a second buffer: right when the blocks are computed elsewhere, on a GPU. When
         the same cores compute them, it is faster to encode in between, on all cores: an encoding thread that takes a core
         from a parallel forward pass makes every thread of that pass wait. Writing overlaps in both cases.
+    tap
+        Called with every chunk as a reader will decode it, from the encoding threads: several at once, but never two of the
+        same layer. The array is reused: it must not be kept. Its time is the writer's.
     """
 
-    def __init__(self, root: Path, spec: LakeSpec, *, threads: int | None = None, overlap_encoding: bool = True):
+    def __init__(
+        self,
+        root: Path,
+        spec: LakeSpec,
+        *,
+        threads: int | None = None,
+        overlap_encoding: bool = True,
+        tap: Tap | None = None,
+    ):
         self._root = root
         self._spec = spec
         self._encoding = get_encoding(spec.encoding)
         self._geometry = spec.geometry(blocks=0)
         self._overlap_encoding = overlap_encoding
+        self._tap = tap
         self._free: SimpleQueue[BlockBuffer | None] = SimpleQueue()
         for _ in range(2 if overlap_encoding else 1):
             self._free.put(None)  # made when first needed: a lake of one block needs one
@@ -132,28 +146,36 @@ class BlockWriter:
         """
         path = layout.shard_path(site, layer, block)
         scales: list[NDArray[np.float32]] = []
-        staged = StagedFile(self._root, path, self._encoded(buffer, buffer.tiles(site, layer), scales))
+        staged = StagedFile(self._root, path, self._encoded(site, layer, block, buffer, scales))
         return _EncodedLayer(file=self._publishers.submit(self._publish, staged), scales=scales)
 
-    def _encoded(self, buffer: BlockBuffer, tiles: NDArray[Any], scales: list[NDArray[np.float32]]) -> Iterator[bytes]:
+    def _encoded(
+        self, site: str, layer: int, block: int, buffer: BlockBuffer, scales: list[NDArray[np.float32]]
+    ) -> Iterator[bytes]:
         """Yield the parts of a shard; the scales of its chunks, if it has any, are appended to `scales` on the way."""
         lengths = []
-        for tile in tiles:
+        for number, tile in enumerate(buffer.tiles(site, layer)):
             codes = tile
             if self._encoding.quantised:
-                codes = self._scratch()
+                codes = self._scratch("codes", self._encoding.codes)
                 scales.append(quantise(tile, buffer.used, codes))
+            if self._tap is not None:
+                stored = tile
+                if self._encoding.quantised:
+                    stored = self._scratch("stored", self._encoding.stored)
+                    expand(codes, scales[-1], stored)
+                self._tap(site, layer, block, number, stored)
             chunk = self._encoding.compress(codes)
             lengths.append(sum(map(len, chunk)))
             yield from chunk
         yield build_index(lengths)
 
-    def _scratch(self) -> NDArray[Any]:
-        """Return this thread's buffer for the codes of a chunk: fresh memory per chunk would cost more than filling it."""
-        if not hasattr(self._local, "codes"):
+    def _scratch(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return a buffer of this thread for a chunk: fresh memory per chunk would cost more than filling it."""
+        if not hasattr(self._local, name):
             shape = (self._geometry.block_rows, self._geometry.chunk_neurons)
-            self._local.codes = np.empty(shape, dtype=self._encoding.codes)
-        return self._local.codes  # type: ignore[no-any-return]
+            setattr(self._local, name, np.empty(shape, dtype=dtype))
+        return getattr(self._local, name)  # type: ignore[no-any-return]
 
     def _publish(self, staged: StagedFile) -> FileRecord:
         record = staged.publish()

@@ -1,18 +1,23 @@
 """Labels per row against plain loops."""
 
+import json
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 from lakes import make_spec, plan_lake, random_sentences, synthetic_lake, write_blocks
 from memory_lake import MemoryLake
 
 from neuronlake.analysis import split_documents, token_labels
-from neuronlake.store import open_lake
+from neuronlake.analysis.labels import LabelRequest
+from neuronlake.store import open_lake, write_lake
 from neuronlake.store.errors import InputError
 
 
 def expected_labels(lake, by, subword, shift):
     """One label or None per row, by a loop over the tables."""
     words = {word["word"]: word for word in lake.words().to_pylist()}
+    of_sentence = {sentence["sentence"]: sentence["document_name"] for sentence in lake.sentences().to_pylist()}
     found = []
     for row in lake.tokens().to_pylist():
         label = None
@@ -20,7 +25,8 @@ def expected_labels(lake, by, subword, shift):
         if row["word"] >= 0 and chosen:
             target = words.get(row["word"] + shift)
             if target is not None and target["sentence"] == row["sentence"]:
-                label = target[by]
+                parts = [of_sentence[row["sentence"]] if part == "document_name" else target[part] for part in by.split("×")]
+                label = None if None in parts else "×".join(parts)
         found.append(label)
     return found
 
@@ -162,3 +168,81 @@ def test_only_committed_blocks_are_labelled(tmp_path):
     labels = token_labels(open_lake(tmp_path), "upos", shift=1)
     assert labels.blocks == (0, 2)
     assert as_tags(labels) == expected_labels(open_lake(tmp_path), "upos", "last", 1)
+
+
+@pytest.mark.parametrize(
+    "by", ["upos×form", "form*upos", " form × document_name ", "upos * document_name*form", "upos×upos"]
+)
+@pytest.mark.parametrize("subword", ["last", "all"])
+@pytest.mark.parametrize("shift", [0, 1, -2])
+def test_joined_columns(by, subword, shift):
+    lake = MemoryLake()
+    joined = "×".join(part.strip() for part in by.replace("*", "×").split("×"))
+    labels = token_labels(lake, by, subword=subword, shift=shift, min_tokens=1)
+    assert as_tags(labels) == expected_labels(lake, joined, subword, shift)
+    assert labels.by == joined
+    assert any(word["upos"] is None for word in lake.words().to_pylist())
+
+
+def test_joined_columns_on_disk(tmp_path):
+    synthetic_lake(tmp_path / "a.lake", tokens=300)
+    lake = open_lake(tmp_path / "a.lake")
+    labels = token_labels(lake, "upos×document_name")
+    table = lake.tokens(labels=["upos", "document_name"]).to_pylist()
+    assert as_tags(labels) == [row["upos"] and f"{row['upos']}×{row['document_name']}" for row in table]
+    assert len(labels.tags) > 3
+
+
+def write_labels(path, labels):
+    rows = len(next(iter(labels.values())))
+    return write_lake(path, np.ones((rows, 2), dtype=np.float32), tokens=labels, name="labels")
+
+
+def test_joined_columns_with_odd_names(tmp_path):
+    lake = write_labels(tmp_path / "a.lake", {"my-tag": ["x", "y"] * 4, "Number[psor]": ["s"] * 8, "a*b": ["p", "q"] * 4})
+    assert token_labels(lake, "my-tag × Number[psor]").tags == ("x×s", "y×s")
+    assert token_labels(lake, "Number[psor]").tags == ("s",)
+    assert token_labels(lake, "a*b").tags == ("p", "q")
+    with pytest.raises(InputError, match="no label column 'Gender': known are"):
+        token_labels(lake, "Gender×Number[psor]")
+
+
+def test_values_that_hold_the_sign_of_joining(tmp_path):
+    lake = write_labels(tmp_path / "a.lake", {"a": ["x×y", "x"] * 4, "b": ["z", "y×z"] * 4})
+    with pytest.raises(InputError, match="'a×b' that hold a × cannot be told apart"):
+        token_labels(lake, "a×b")
+
+
+@pytest.mark.parametrize(
+    "by", ["xpos", "Upos", "NULL", "feats.Number", "token:upos", "position", "upos×xpos", "word*subword"]
+)
+def test_a_name_alone_is_never_sql(by):
+    wrong = {"upos×xpos": "xpos", "word*subword": "word"}.get(by, by)
+    with pytest.raises(InputError, match=f"no label column '{wrong}': known are upos, form, source, document_name"):
+        token_labels(MemoryLake(), by)
+
+
+def test_the_nearest_name_is_offered():
+    for wrong in ("xpos", "UPOS", "upso"):
+        with pytest.raises(InputError, match=r"\(did you mean 'upos'\?\)$"):
+            token_labels(MemoryLake(), wrong)
+    with pytest.raises(InputError, match=r"document_name$"):
+        token_labels(MemoryLake(), "zzz")
+
+
+def test_requests():
+    request = LabelRequest(by="upos * Number", where="form <> 'x'", shift=2)
+    assert json.loads(json.dumps(request.as_dict())) == {
+        "by": "upos×Number",
+        "where": "form <> 'x'",
+        "subword": "last",
+        "shift": 2,
+    }
+    assert request == LabelRequest(by="upos×Number", where="form <> 'x'", shift=2)
+    assert LabelRequest(by="a[psor]*b").by == "a[psor]×b"
+    assert LabelRequest(by="position * 2 + 1").by == "position * 2 + 1"
+    assert LabelRequest(by=" upos ").by == "upos"
+    with pytest.raises(FrozenInstanceError):
+        request.by = "form"
+    with pytest.raises(InputError, match="unknown sub-word policy 'mean': known are last, first, all"):
+        LabelRequest(by="upos", subword="mean")

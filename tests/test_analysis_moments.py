@@ -7,34 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_lake import from_codes, to_codes
+from scipy import stats
 
-from neuronlake.analysis.labels import block_labels
-from neuronlake.analysis.moments import (
-    Moments,
-    chunk_moments,
-    combine_moments,
-    fraction_active,
-    rest_moments,
-    variance_of,
-)
+from neuronlake.analysis.groups import group_rows
+from neuronlake.analysis.moments import FIELDS, chunk_moments, combine_moments, merge_folds, no_moments, rest_moments
 
 ENCODINGS = ("float16", "bfloat16", "float32")
 
 
 def brute_force(values, labels, tags):
-    """Mean, variance (ddof = 1) and share above zero per tag, by NumPy in float64."""
+    """Mean and unbiased variance per tag, by NumPy in float64."""
     groups = [values[labels == tag].astype(np.float64) for tag in range(tags)]
-    return (
-        np.array([group.mean(axis=0) for group in groups]),
-        np.array([group.var(axis=0, ddof=1) for group in groups]),
-        np.array([(group > 0).mean(axis=0) for group in groups]),
-    )
+    return np.array([group.mean(axis=0) for group in groups]), np.array([group.var(axis=0, ddof=1) for group in groups])
 
 
 def moments_of(codes, labels, tags, encoding, width=None):
-    return chunk_moments(
-        codes, block_labels(labels, tags=tags), width=codes.shape[1] if width is None else width, encoding=encoding
-    )
+    groups = group_rows(labels, np.zeros(len(labels), dtype=np.int32), tags=tags)
+    return chunk_moments(codes, groups, width=codes.shape[1] if width is None else width, values=encoding)
+
+
+def variance_of(m2, count):
+    return m2 / (count - 1)
 
 
 def random_labels(rng, rows, tags):
@@ -44,16 +37,32 @@ def random_labels(rng, rows, tags):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_equals_numpy(encoding):
+@pytest.mark.parametrize("folds", [1, 4])
+def test_equals_numpy_and_scipy(encoding, folds):
     rng = np.random.default_rng(1)
-    codes = to_codes(rng.normal(size=(400, 7)).astype(np.float32), encoding)
+    codes = to_codes((rng.normal(size=(400, 7)) ** 3 + 0.3).astype(np.float32), encoding)
     labels = random_labels(rng, 400, 3)
-    found = moments_of(codes, labels, 3, encoding)
-    mean, variance, active = brute_force(from_codes(codes, encoding), labels, 3)
-    assert found.count[:, 0].tolist() == [np.count_nonzero(labels == tag) for tag in range(3)]
-    np.testing.assert_allclose(found.mean, mean, rtol=1e-10)
-    np.testing.assert_allclose(variance_of(found.m2, found.count), variance, rtol=1e-10)
-    np.testing.assert_array_equal(fraction_active(found), active)
+    documents = rng.integers(0, 30, 400).astype(np.int32)
+    groups = group_rows(labels, documents, tags=3, folds=folds)
+    by_fold = chunk_moments(codes, groups, width=7, values=encoding)
+    found = merge_folds(by_fold, folds)
+    values = from_codes(codes, encoding).astype(np.float64)
+    for tag in range(3):
+        mine = values[labels == tag]
+        n, mean = len(mine), mine.mean(axis=0)
+        assert found.count[tag, 0] == n
+        np.testing.assert_allclose(found.mean[tag], mean, rtol=1e-10)
+        np.testing.assert_allclose(found.m2[tag] / n, stats.moment(mine, 2), rtol=1e-10)
+        np.testing.assert_allclose(found.m3[tag] / n, stats.moment(mine, 3), rtol=1e-10, atol=1e-11)
+        np.testing.assert_allclose(found.m4[tag] / n, stats.moment(mine, 4), rtol=1e-10)
+        np.testing.assert_allclose(found.absolute[tag], np.abs(mine).mean(axis=0), rtol=1e-10)
+        np.testing.assert_array_equal(found.active[tag], (mine > 0).sum(axis=0))
+        np.testing.assert_array_equal(found.minimum[tag], mine.min(axis=0))
+        np.testing.assert_array_equal(found.maximum[tag], mine.max(axis=0))
+        for fold in range(folds):
+            part = values[(labels == tag) & (documents % folds == fold)]
+            assert by_fold.count[tag * folds + fold, 0] == len(part)
+            np.testing.assert_allclose(by_fold.mean[tag * folds + fold], part.mean(axis=0), rtol=1e-10)
 
 
 def test_large_offsets_keep_ten_digits():
@@ -63,7 +72,7 @@ def test_large_offsets_keep_ten_digits():
     labels = random_labels(rng, 3000, 2)
     values[labels == 1, 2] += 1e6  # each tag has an offset of its own
     found = moments_of(values, labels, 2, "float32")
-    mean, variance, _ = brute_force(values, labels, 2)
+    mean, variance = brute_force(values, labels, 2)
     np.testing.assert_allclose(found.mean, mean, rtol=1e-14)
     np.testing.assert_allclose(variance_of(found.m2, found.count), variance, rtol=1e-10)
 
@@ -101,7 +110,8 @@ def test_a_constant_neuron_has_no_variance_at_all(encoding, value):
     found = moments_of(codes, labels, 2, encoding)
     np.testing.assert_array_equal(found.m2, 0)
     np.testing.assert_array_equal(found.mean, from_codes(codes, encoding)[:2].astype(np.float64))
-    np.testing.assert_array_equal(fraction_active(found), float(value > 0))
+    np.testing.assert_array_equal(found.active, np.broadcast_to(found.count * (value > 0), found.active.shape))
+    np.testing.assert_array_equal((found.m3, found.m4), 0)
 
 
 def test_surplus_columns_of_the_last_chunk_are_left_out():
@@ -129,19 +139,18 @@ def test_combining_chunks_equals_the_whole(seed, sizes, tags):
     np.testing.assert_array_equal(combined.active, whole.active)
     np.testing.assert_allclose(combined.mean, whole.mean, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(combined.m2, whole.m2, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(combined.m3, whole.m3, rtol=1e-8, atol=1e-7)
+    np.testing.assert_allclose(combined.m4, whole.m4, rtol=1e-8, atol=1e-7)
+    np.testing.assert_allclose(combined.absolute, whole.absolute, rtol=1e-12)
+    np.testing.assert_array_equal((combined.minimum, combined.maximum), (whole.minimum, whole.maximum))
 
 
 def test_an_empty_side_changes_nothing():
     some = moments_of(np.arange(6, dtype=np.float32).reshape(3, 2), np.zeros(3, dtype=np.int16), 1, "float32")
-    none = Moments(
-        count=np.zeros_like(some.count),
-        mean=np.zeros_like(some.mean),
-        m2=np.zeros_like(some.m2),
-        active=np.zeros_like(some.active),
-    )
+    none = no_moments(1, 2)
     for both in (combine_moments(some, none), combine_moments(none, some)):
-        np.testing.assert_array_equal(both.mean, some.mean)
-        np.testing.assert_array_equal(both.m2, some.m2)
+        for name in FIELDS:
+            np.testing.assert_array_equal(getattr(both, name), getattr(some, name))
 
 
 @pytest.mark.parametrize("tags", [2, 3, 5])

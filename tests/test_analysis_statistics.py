@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from lakes import synthetic_lake
 from memory_lake import MemoryLake
-from sklearn.metrics import roc_auc_score
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 
+import neuronlake.analysis.column_pass as column_pass
 import neuronlake.analysis.statistics as statistics
-from neuronlake.analysis import compute_statistics, token_labels
-from neuronlake.analysis.column import column_statistics
+from neuronlake.analysis import compute_statistics, rank, refine, token_labels
+from neuronlake.analysis.exact import column_auroc
+from neuronlake.analysis.groups import group_blocks
 from neuronlake.analysis.labels import label_blocks
 from neuronlake.store import open_lake
 from neuronlake.store.errors import InputError
@@ -30,23 +33,30 @@ def assert_matches(dataset, labels, stored):
             found = dataset.sel(tag=tag, layer=layer)
             np.testing.assert_allclose(found["mean"], mine.mean(axis=0), rtol=1e-10)
             np.testing.assert_allclose(found["variance"], mine.var(axis=0, ddof=1), rtol=1e-10)
+            np.testing.assert_allclose(found["third_moment"], stats.moment(mine, 3), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(found["fourth_moment"], stats.moment(mine, 4), rtol=1e-10)
+            np.testing.assert_allclose(found["mean_absolute"], np.abs(mine).mean(axis=0), rtol=1e-10)
             np.testing.assert_array_equal(found["fraction_active"], (mine > 0).mean(axis=0))
+            np.testing.assert_array_equal(found["minimum"], mine.min(axis=0))
+            np.testing.assert_array_equal(found["maximum"], mine.max(axis=0))
             if "auroc" in found:
                 truth = np.repeat([1, 0], [len(mine), len(rest)])
                 both = np.concatenate([mine, rest])
                 expected = [roc_auc_score(truth, both[:, neuron]) for neuron in range(both.shape[1])]
-                bound = found["auroc_error"].to_numpy() if "auroc_error" in found else 0
-                assert np.all(np.abs(found["auroc"].to_numpy() - expected) <= bound + 1e-12)
+                assert np.all(np.abs(found["auroc"].to_numpy() - expected) <= found["auroc_error"].to_numpy() + 1e-12)
+                for name, sign in (("average_precision", 1), ("average_precision_low", -1)):
+                    exact = [average_precision_score(truth, sign * both[:, neuron]) for neuron in range(both.shape[1])]
+                    bound = found[f"{name}_error"].to_numpy()
+                    assert np.all(np.abs(found[name].to_numpy() - exact) <= bound + 1e-12)
+                above = (mine > found["hit_threshold"].to_numpy()).sum(axis=0)
+                assert np.all(np.abs(found["hits"].to_numpy() - above) <= 1)  # an edge is one float32 rounding wide
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("segment_bytes", [1 << 20, 500])
-def test_equals_a_plain_loop(encoding, segment_bytes, monkeypatch):
-    monkeypatch.setattr(statistics, "SEGMENT_BYTES", segment_bytes)
+def test_equals_a_plain_loop(encoding):
     lake = MemoryLake(encoding=encoding)
     dataset = compute_statistics(lake, "upos")
     assert_matches(dataset, token_labels(lake, "upos"), lake.stored)
-    assert ("auroc_error" in dataset) == (encoding == "float32")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -62,7 +72,7 @@ def test_a_lake_on_disk(tmp_path, encoding):
 
 def test_filters_are_applied_and_recorded():
     lake = MemoryLake()
-    dataset = compute_statistics(lake, "upos", subword="first", shift=1, documents=[0, 2], layers=[2], auroc=False)
+    dataset = compute_statistics(lake, "upos", subword="first", shift=1, documents=[0, 2], layers=[2], histogram=False)
     labels = token_labels(lake, "upos", subword="first", shift=1, keep_documents=[0, 2])
     assert_matches(dataset, labels, lake.stored)
     assert dataset["layer"].to_numpy().tolist() == [2]
@@ -90,7 +100,7 @@ def test_blocks_without_labelled_rows_are_not_read():
     compute_statistics(lake, "upos", documents=[0])
     wanted = set(np.flatnonzero(lake.column("document") == 0) // lake.block_rows)
     assert set(read) == wanted
-    assert len(read) == len(wanted) * 3 * len(lake.layers)  # every chunk once, moments and ranks together
+    assert len(read) == len(wanted) * 3 * len(lake.layers)  # every chunk once, whatever is computed
 
 
 def test_the_scheduler_changes_nothing():
@@ -100,10 +110,11 @@ def test_the_scheduler_changes_nothing():
 
 
 @pytest.mark.parametrize("scheduler", [None, "synchronous"])
-def test_progress_counts_every_column(scheduler):
+def test_progress_counts_every_piece(scheduler):
     seen = []
-    compute_statistics(MemoryLake(), scheduler=scheduler, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 6) for done in range(1, 7)]
+    lake = MemoryLake(neurons=40)  # ten chunks, two pieces of a layer
+    compute_statistics(lake, scheduler=scheduler, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 4) for done in range(1, 5)]
 
 
 def test_an_error_in_a_column_comes_through():
@@ -125,11 +136,42 @@ def test_dropped_tags_are_reported():
     assert not any(bool(variable.isnull().any()) for variable in dataset.data_vars.values())
 
 
-def test_a_single_tag_has_moments_but_no_auroc():
-    lake = MemoryLake(tags=["NOUN"])
-    assert compute_statistics(lake, auroc=False).sizes["tag"] == 1
-    with pytest.raises(InputError, match="leave AUROC out"):
-        compute_statistics(lake)
+def test_a_single_tag_has_moments_but_nothing_to_compare_with():
+    dataset = compute_statistics(MemoryLake(tags=["NOUN"]))
+    assert dataset.sizes["tag"] == 1
+    assert "mean" in dataset
+    assert "auroc" not in dataset
+    with pytest.raises(InputError, match="compares tags"):
+        rank(dataset, "auroc")
+
+
+def test_folds_are_whole_documents_and_add_up():
+    lake = MemoryLake(documents=7)
+    documents = lake.column("document")
+    for chosen in ([0], [1, 2], [0, 1, 2]):
+        found = compute_statistics(lake, folds=3, only_folds=chosen)
+        wanted = [document for document in range(7) if document % 3 in chosen]
+        expected = compute_statistics(lake, documents=wanted, histogram=False)
+        assert found.attrs["only_folds"] == chosen
+        assert set(found.data_vars) == {"count", "mean", "variance", "mean_absolute", "fraction_active"}
+        for name in found.data_vars:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-10)
+    assert documents.max() == 6
+    with pytest.raises(InputError, match="folds 0 to 2, got"):
+        compute_statistics(lake, folds=3, only_folds=[3])
+    with pytest.raises(InputError, match="folds must be at least 1"):
+        compute_statistics(lake, folds=0)
+
+
+def test_too_many_tags_for_histograms_get_exact_auroc(monkeypatch):
+    monkeypatch.setattr(column_pass, "MAX_HISTOGRAM_TAGS", 2)
+    lake = MemoryLake()
+    found = compute_statistics(lake)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found["auroc_error"], 0)
+    assert "hits" not in found
+    exact = refine(lake, compute_statistics(lake), "auroc", top=1000)
+    np.testing.assert_array_equal(found["auroc"], exact["auroc"])
 
 
 def test_unknown_layers_and_too_large_results(monkeypatch):
@@ -149,17 +191,53 @@ class EndlessLake(MemoryLake):
         return super().read_codes(**{**kwargs, "block": 0})
 
 
-@pytest.mark.parametrize("auroc", [False, True])
-def test_memory_does_not_grow_with_blocks(auroc):
+def test_memory_does_not_grow_with_blocks():
     lake = EndlessLake(block_rows=1024, chunk_neurons=8, neurons=8)
-    first = label_blocks(token_labels(lake, "upos"))[0]
+    labels = token_labels(lake, "upos")
+    first, again = group_blocks(labels, folds=2)[0], label_blocks(labels)[0]
 
     def peak(blocks):
         tracemalloc.start()
-        column_statistics(lake, [first] * blocks, layer=0, chunk=0, site="mlp.post", auroc=auroc, segment_bytes=100_000)
+        job = column_pass.Pass(
+            source=lake,
+            site="mlp.post",
+            tags=labels.tags,
+            kept=np.arange(3),
+            folds=2,
+            groups=[first] * blocks,
+            histogram=True,
+            earlier=(),
+            labels=(),
+            folder=None,
+        )
+        column_pass.piece_statistics(job, layer=0, first=0, stop=8)
+        column_auroc(lake, [again] * blocks, layer=0, chunk=0, site="mlp.post", segment_bytes=100_000)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size
 
     peak(40)  # compiles
     assert peak(160) < 1.05 * peak(40)
+
+
+@pytest.mark.parametrize("scheduler", ["processes", "cluster"])
+def test_other_processes_give_the_same(tmp_path, scheduler):
+    synthetic_lake(tmp_path / "a.lake", tokens=300, layers=3)
+    lake = open_lake(tmp_path / "a.lake")
+    expected = compute_statistics(lake, keep=False)
+    if scheduler == "processes":
+        assert compute_statistics(lake, keep=False, scheduler="processes").identical(expected)
+        return
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        kept = compute_statistics(lake, scheduler=cluster.scheduler_address)
+        assert refine(lake, kept, "auroc", top=1, scheduler=cluster.scheduler_address)["auroc_error"].min() == 0
+    assert kept.drop_attrs().identical(expected.drop_attrs())
+
+
+def test_an_unknown_scheduler_is_refused():
+    with pytest.raises(InputError, match="unknown scheduler 'thread'"):
+        compute_statistics(MemoryLake(), scheduler="thread")
+    with pytest.raises(InputError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
+        compute_statistics(MemoryLake(), scheduler="tcp://127.0.0.1:1")

@@ -146,7 +146,7 @@ def test_plot(capsys: pytest.CaptureFixture[str], lake: Path, tmp_path: Path) ->
         (("probe", "LAKE", "--layer", "x"), "expected a layer number or 'all'"),
         (("probe", "LAKE", "--layer", "7"), "layer"),
         (("plot", "LAKE", "--out", "p.gif"), "known suffixes"),
-        (("stats", "LAKE", "--out", "s.csv"), "expected a name ending in .zarr"),
+        (("stats", "LAKE", "--out", "s.csv"), "expected a name ending so"),
         (("frobnicate",), "invalid choice"),
         (("extract", "x.lake", "--model", "m"), "one of the arguments --conllu --text --table is required"),
         (("extract", "x.lake", "--model", "m", "--conllu", "c", "--blocks", "3"), "expected FIRST:LAST"),

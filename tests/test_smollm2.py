@@ -127,9 +127,10 @@ def test_neurons_tell_parts_of_speech_apart(ewt: Lake) -> None:
     """What is known of this model: a layer-0 neuron is low on determiners (AUROC 0.97 from the other side), and so on."""
     from sklearn.metrics import roc_auc_score
 
-    from neuronlake.analysis import compute_statistics, rank
+    from neuronlake.analysis import compute_statistics, rank, refine
 
-    best = {entry["tag"]: entry for entry in rank(compute_statistics(ewt, "upos"), "auroc", top=1)}
+    refined = refine(ewt, compute_statistics(ewt, "upos"), "auroc", top=1)
+    best = {entry["tag"]: entry for entry in rank(refined, "auroc", top=1)}
     assert (best["DET"]["layer"], best["DET"]["sign"]) == (0, -1)
     assert best["DET"]["score"] > 0.94
     assert best["PRON"]["score"] > 0.85

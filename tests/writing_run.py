@@ -132,10 +132,15 @@ class Work:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Return every file's content by path, and every folder as b"" under its path with a slash."""
+    """Return every file's content by path, and every folder as b"" under its path with a slash.
+
+    Kept statistics are left out: they are made again from the blocks, and their last bits depend on which blocks were added
+    up together.
+    """
     return {
         path.relative_to(root).as_posix() + ("/" if path.is_dir() else ""): b"" if path.is_dir() else path.read_bytes()
         for path in root.rglob("*")
+        if path.relative_to(root).parts[0] != "statistics"
     }
 
 

@@ -1,0 +1,15 @@
+"""Zarr arrays of results."""
+
+from pathlib import Path
+from typing import Any
+
+
+def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...]) -> Any:
+    """Make a compressed, checksummed Zarr array in a result's folder."""
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    compressors = [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
+    return zarr.create_array(
+        folder / name, shape=shape, dtype=dtype, chunks=tuple(map(max, chunks, (1,) * len(chunks))), compressors=compressors
+    )

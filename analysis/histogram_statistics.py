@@ -1,0 +1,251 @@
+"""What histograms per tag × neuron say: AUROC, average precision, mutual information, hits, quantiles.
+
+A histogram is uint32 (tags, neurons, bins): bins in ascending order of value, equal values in one bin, and one bin that
+holds exact zeros only. What the order inside a bin leaves open is bounded: every approximate statistic comes with an error,
+and the exact one lies within it whatever the values are, up to the rounding of float64 (1e-12). Counts are summed in int64
+and multiplied in float64, whose integers are exact to 2⁵³ and which does not overflow.
+
+A tag without tokens, or with all of them, tells nothing: see each function for what it gives. Nothing is ever NaN.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_njit = numba.njit(nogil=True, cache=True)
+_Floats = NDArray[np.float64]
+
+
+def auroc_of_histogram(histogram: NDArray[np.uint32], *, zero_bin: int) -> tuple[_Floats, _Floats]:
+    """AUROC of every tag against all other tags.
+
+    P(x₊ > x₋) + ½·P(x₊ = x₋), with all pairs in one bin counted half: Mann & Whitney (1947), Ann. Math. Stat. 18, 50–60.
+    Each such pair may count 0 to 1 instead, so the error is ½·Σ_b p_b·n_b/(P·N), without the zeros, whose ties are real.
+
+    Parameters
+    ----------
+    histogram : uint32 (tags, neurons, bins)
+    zero_bin
+        The bin of exact zeros; −1 where there is none.
+
+    Returns
+    -------
+    auroc, error : float64 (tags, neurons)
+        0.5 and 0 for a tag without tokens, or with all of them.
+    """
+    area, error = np.empty((2, *histogram.shape[:2]))
+    _auroc(histogram, _pooled(histogram), zero_bin, area, error)
+    return area, error
+
+
+def average_precision_of_histogram(
+    histogram: NDArray[np.uint32], *, zero_bin: int, low: bool = False
+) -> tuple[_Floats, _Floats]:
+    """Average precision of every neuron as a detector of every tag.
+
+    Σ_k (R_k − R_{k−1})·P_k over the thresholds k, from the highest value down; equal values share a threshold, as in
+    ``sklearn.metrics.average_precision_score``. A positive's precision is (positives up to its threshold) / (tokens up to
+    it). With P₀ positives and N₀ negatives above a bin of p and n, that is at most (P₀ + p)/(P₀ + N₀ + p), reached by all
+    when the positives are equal and come first; the i-th positive's is at least (P₀ + i)/(P₀ + N₀ + n + i), reached when the
+    negatives come first and all values differ. The sum of the latter, p − (N₀ + n)·Σ_i 1/(D + i) with D = P₀ + N₀ + n, is
+    bounded by Σ_{i≤p} 1/(D + i) ≤ ln(1 + p/(D + ½)): 1/x is convex, so its value in the middle of an interval is at most
+    its mean there. The result is the middle of the two bounds, the error half their distance.
+
+    Parameters
+    ----------
+    histogram : uint32 (tags, neurons, bins)
+    zero_bin
+        The bin of exact zeros; −1 where there is none.
+    low
+        Of −x instead: the tag's tokens are the lowest.
+
+    Returns
+    -------
+    average_precision, error : float64 (tags, neurons)
+        0 and 0 for a tag without tokens; 1 and 0 for one with all of them.
+    """
+    precision, error = np.empty((2, *histogram.shape[:2]))
+    _average_precision(histogram, _pooled(histogram), zero_bin, low, precision, error)
+    return precision, error
+
+
+def mutual_information_of_histogram(histogram: NDArray[np.uint32]) -> _Floats:
+    """Mutual information in bits between having a tag (or any other) and the bin of the value.
+
+    Σ_{b,c} p(b,c)·log₂(p(b,c)/(p(b)·p(c))) with c in {tag, rest} and observed shares as probabilities (plug-in estimate;
+    biased upwards by about (bins − 1)/(2·tokens·ln 2): Miller 1955). Cover & Thomas (2006), Elements of Information Theory,
+    eq. 2.28.
+
+    Parameters
+    ----------
+    histogram : uint32 (tags, neurons, bins)
+
+    Returns
+    -------
+    float64 (tags, neurons)
+        At least 0; 0 for a tag without tokens, or with all of them.
+    """
+    bits = np.empty(histogram.shape[:2])
+    _mutual_information(histogram, _pooled(histogram), bits)
+    return bits
+
+
+def hits_of_histogram(histogram: NDArray[np.uint32], *, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of every tag above the threshold that the given share of all tokens exceeds.
+
+    The threshold is the edge between two bins above which the number of tokens comes nearest to ``share``; of several such
+    edges the lowest. A neuron with most tokens in one bin may have no hits at all. A threshold per neuron by its top share
+    of activations is that of Bau et al. (2017), "Network dissection", and Mu & Andreas (2020), "Compositional explanations
+    of neurons".
+
+    Parameters
+    ----------
+    histogram : uint32 (tags, neurons, bins)
+    share
+        Share of all tokens, such as 0.05.
+
+    Returns
+    -------
+    hits : int64 (tags, neurons)
+        Tokens in the bins ``first …``.
+    first : int64 (neurons,)
+        The lowest bin that counts, 1 to bins: the threshold is the upper end of the bin before it.
+    """
+    pooled = _pooled(histogram)
+    above = np.zeros_like(pooled)  # (neurons, bins): tokens in the bins after b
+    above[:, :-1] = np.cumsum(pooled[:, :0:-1], axis=1)[:, ::-1]
+    wanted = share * pooled.sum(axis=1, keepdims=True)
+    first = np.argmin(np.abs(above - wanted), axis=1) + 1
+    counted = np.arange(histogram.shape[2]) >= first[:, None]
+    return np.where(counted, histogram, 0).sum(axis=2, dtype=np.int64), first
+
+
+def occupied_bins_of_histogram(histogram: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Bins with at least one token of any tag, int64 (neurons,)."""
+    return np.asarray(np.count_nonzero(histogram.any(axis=0), axis=1), dtype=np.int64)
+
+
+def quantiles_of_histogram(
+    histogram: NDArray[np.uint32], lower: _Floats, upper: _Floats, q: ArrayLike
+) -> tuple[_Floats, _Floats, _Floats]:
+    """Quantiles of every tag × neuron, with the interval that the exact one lies in.
+
+    The exact quantile is the smallest value that at least a share q of the tokens does not exceed (``inverted_cdf`` of
+    `numpy.quantile`; type 1 of Hyndman & Fan 1996, Am. Stat. 50, 361–365). It lies in a known bin; the estimate spreads the
+    bin's tokens evenly over it.
+
+    Parameters
+    ----------
+    histogram : uint32 (tags, neurons, bins)
+    lower, upper : float64, broadcast to (tags, neurons, bins)
+        Ends of the bins, finite and included. Ends cut to a tag's minimum and maximum give closer results.
+    q
+        Shares in [0, 1], a scalar or 1-D.
+
+    Returns
+    -------
+    estimate, low, high : float64 (tags, neurons), or (shares, tags, neurons)
+        For a tag without tokens low and high are the ends of all bins, the estimate is 0 or the end nearest to it.
+    """
+    shares = np.atleast_1d(np.asarray(q, dtype=np.float64))
+    upto = np.cumsum(histogram, axis=2, dtype=np.int64)
+    tokens = upto[:, :, -1]
+    lower, upper = np.broadcast_to(lower, histogram.shape), np.broadcast_to(upper, histogram.shape)
+    found = np.empty((3, len(shares), *tokens.shape))
+    for place, share in enumerate(shares):
+        # numpy's own arithmetic: the product may round to either side of a whole number
+        rank = np.clip(np.ceil(tokens * share - 1), 0, np.maximum(tokens - 1, 0)).astype(np.int64)
+        at = np.minimum((upto <= rank[:, :, None]).sum(axis=2), histogram.shape[2] - 1)[:, :, None]
+        low, high = (np.take_along_axis(bound, at, 2)[:, :, 0] for bound in (lower, upper))
+        here = np.take_along_axis(histogram, at, 2)[:, :, 0].astype(np.int64)
+        before = np.take_along_axis(upto, at, 2)[:, :, 0] - here
+        inside = (rank - before + 0.5) / np.maximum(here, 1)
+        found[:, place] = low * (1 - inside) + high * inside, low, high
+    empty = tokens == 0
+    ends = np.broadcast_to(lower[:, :, 0], tokens.shape), np.broadcast_to(upper[:, :, -1], tokens.shape)
+    for values, neutral in zip(found, (np.clip(0.0, *ends), *ends), strict=True):
+        values[:, empty] = neutral[empty]
+    estimate, low, high = found if np.ndim(q) else found[:, 0]
+    return estimate, low, high
+
+
+def _pooled(histogram: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Tokens of all tags together, (neurons, bins)."""
+    return np.asarray(histogram.sum(axis=0, dtype=np.int64))
+
+
+@_njit  # type: ignore[untyped-decorator]
+def _auroc(histogram: Any, pooled: Any, zero_bin: int, area: Any, error: Any) -> None:
+    tags, neurons, bins = histogram.shape
+    for tag in range(tags):
+        for j in range(neurons):
+            line, everything = histogram[tag, j], pooled[j]
+            positives = negatives = wins = ties = 0.0
+            for b in range(bins):
+                p = np.float64(line[b])
+                n = np.float64(everything[b]) - p
+                wins += p * (negatives + 0.5 * n)
+                ties += 0.0 if b == zero_bin else p * n
+                positives += p
+                negatives += n
+            pairs = positives * negatives
+            area[tag, j] = wins / pairs if pairs > 0 else 0.5
+            error[tag, j] = 0.5 * ties / pairs if pairs > 0 else 0.0
+
+
+@_njit  # type: ignore[untyped-decorator]
+def _average_precision(histogram: Any, pooled: Any, zero_bin: int, low: bool, precision: Any, error: Any) -> None:
+    tags, neurons, bins = histogram.shape
+    for tag in range(tags):
+        for j in range(neurons):
+            line, everything = histogram[tag, j], pooled[j]
+            positives = negatives = least = most = 0.0
+            for step in range(bins):
+                b = step if low else bins - 1 - step
+                p = np.float64(line[b])
+                n = np.float64(everything[b]) - p
+                before = positives + negatives
+                if p > 0:
+                    best = p * ((positives + p) / (before + p))
+                    if b == zero_bin:  # one threshold
+                        best = p * ((positives + p) / (before + p + n))
+                        worst = best
+                    elif p == 1:
+                        worst = (positives + 1) / (before + n + 1)
+                    else:
+                        worst = p - (negatives + n) * np.log1p(p / (before + n + 0.5))
+                    least += min(worst, best)
+                    most += best
+                positives += p
+                negatives += n
+            precision[tag, j] = 0.5 * (least + most) / positives if positives > 0 else 0.0
+            error[tag, j] = 0.5 * (most - least) / positives if positives > 0 else 0.0
+
+
+@_njit  # type: ignore[untyped-decorator]
+def _mutual_information(histogram: Any, pooled: Any, bits: Any) -> None:
+    tags, neurons, bins = histogram.shape
+    for j in range(neurons):
+        everything = pooled[j]
+        tokens = np.float64(everything.sum())
+        for tag in range(tags):
+            line = histogram[tag, j]
+            positives = 0.0
+            for b in range(bins):
+                positives += np.float64(line[b])
+            negatives = tokens - positives
+            nats = alone = 0.0
+            if positives > 0 and negatives > 0:
+                ratio, ratio_rest = tokens / positives, tokens / negatives
+                for b in range(bins):
+                    p, t = np.float64(line[b]), np.float64(everything[b])
+                    if p == 0:
+                        alone += t  # all of these have the same logarithm
+                    else:
+                        nats += p * np.log(p / t * ratio)
+                        if t > p:
+                            nats += (t - p) * np.log((t - p) / t * ratio_rest)
+                nats += alone * np.log(ratio_rest)
+            bits[tag, j] = max(nats, 0.0) / (tokens * np.log(2.0)) if tokens > 0 else 0.0

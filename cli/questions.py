@@ -1,0 +1,107 @@
+"""What the commands that question a lake share: label options, statistics with a progress bar."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from neuronlake.cli.common import messages
+from neuronlake.store import Lake, open_lake
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+METHODS = "auroc, average_precision, cohen_d, welch_t, mutual_information, lape …; --method help lists all"
+
+
+def open_for_question(path: Path) -> Lake:
+    """Open a lake for a question, and say so if the answer will be of a part of its corpus only."""
+    lake = open_lake(path)
+    if not lake.complete:
+        messages().print(
+            f"[yellow]note:[/yellow] {len(lake.blocks)} of {lake.plan.blocks} blocks are extracted; the answer is of these"
+        )
+    return lake
+
+
+def add_label_options(parser: argparse.ArgumentParser, *, where: bool = True) -> None:
+    """Add the options that say which tokens carry which label."""
+    parser.add_argument(
+        "--by",
+        default="upos",
+        metavar="LABEL",
+        help="label column (default: upos; `neuronlake info` lists all), several joined by ×, or an SQL expression",
+    )
+    if where:
+        parser.add_argument(
+            "--where", metavar="SQL", help="only tokens for which this is true, e.g. \"upos='VERB' AND deprel='root'\""
+        )
+    parser.add_argument(
+        "--subword", choices=("last", "first", "all"), default="last", help="tokens of a word that count (default: last)"
+    )
+    parser.add_argument(
+        "--shift", type=int, default=0, metavar="K", help="read the label of the word K words later (default: 0)"
+    )
+
+
+def add_pass_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a pass over the lake."""
+    parser.add_argument(
+        "--scheduler",
+        metavar="NAME|ADDRESS",
+        help="threads (default), processes, synchronous, or the address of a Dask cluster (tcp://…)",
+    )
+    parser.add_argument("--no-keep", action="store_true", help="neither use nor keep results in the lake")
+
+
+def statistics(lake: Lake, options: argparse.Namespace, *, histogram: bool = True) -> "xr.Dataset":
+    """Compute statistics, or load those that are kept, with a progress bar on the terminal."""
+    from neuronlake.analysis import compute_statistics
+
+    console = messages()
+    with _bar("statistics") as bar:
+        task = bar.add_task("statistics")
+        result = compute_statistics(
+            lake,
+            options.by,
+            where=options.where,
+            subword=options.subword,
+            shift=options.shift,
+            histogram=histogram,
+            keep=not getattr(options, "no_keep", False),
+            scheduler=getattr(options, "scheduler", None),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    kept = str(result.attrs.get("kept", ""))
+    if kept.startswith("no: "):
+        console.print(f"[yellow]note:[/yellow] the statistics were not kept: {kept.removeprefix('no: ')}", markup=True)
+    return result
+
+
+def refined(lake: Lake, dataset: "xr.Dataset", method: str, *, top: int, scheduler: Any = None) -> "xr.Dataset":
+    """Make exact what a ranking's order rests on, with a progress bar."""
+    from neuronlake.analysis import refine
+
+    with _bar(f"exact {method}") as bar:
+        task = bar.add_task(method)
+        return refine(
+            lake,
+            dataset,
+            method,
+            top=top,
+            scheduler=scheduler,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _bar(title: str) -> Progress:
+    console = messages()
+    return Progress(
+        TextColumn(title),
+        BarColumn(bar_width=30),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,143 @@
+"""Results kept inside a lake: computed from its blocks, never needed to read it, published whole or not at all.
+
+A result is a folder ``statistics/NAME`` with a sealed record that lists its files. It is written in a staging folder and
+renamed. Its files are not synced: it can be computed again, and what a power cut leaves of it does not fit its record.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from neuronlake.store.errors import DamageError
+from neuronlake.store.files import (
+    FileRecord,
+    file_checksum,
+    read_error,
+    seal,
+    storage_error,
+    temporary_name,
+    unseal,
+)
+
+KEPT = "statistics"
+RECORD = "record.json"
+
+
+@contextlib.contextmanager
+def staging(root: Path, name: str) -> Iterator[Path]:
+    """Give a folder to write a result in; what is not published when the block ends is removed.
+
+    Raises
+    ------
+    StorageError
+        When the file system refuses.
+    """
+    folder = root / KEPT / temporary_name(name)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise storage_error(error, folder, "make") from error
+    try:
+        yield folder
+    finally:
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
+    """Seal a staged result with its record and give it its name; one of that name that is there already stays.
+
+    Parameters
+    ----------
+    folder
+        From `staging`.
+    record
+        What the result is of; its files are added.
+
+    Returns
+    -------
+    Path
+        The result's folder.
+
+    Raises
+    ------
+    StorageError
+        When the file system refuses.
+    """
+    target = folder.with_name(name)
+    try:
+        files = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            size, checksum = file_checksum(path)
+            files.append(FileRecord(path=path.relative_to(folder).as_posix(), bytes=size, xxh3=checksum).as_dict())
+        (folder / RECORD).write_bytes(seal({**record, "files": files}))
+        if not target.exists():
+            folder.rename(target)
+    except OSError as error:
+        if target.exists():  # somebody else was faster
+            return target
+        raise storage_error(error, target, "write") from error
+    return target
+
+
+def kept_results(root: Path) -> list[str]:
+    """Names of the results that a lake keeps, sorted.
+
+    Raises
+    ------
+    StorageError
+        When the folder cannot be listed.
+    """
+    try:
+        return sorted(entry.name for entry in os.scandir(root / KEPT) if entry.is_dir() and not entry.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise read_error(error, root / KEPT) from error
+
+
+def kept_record(root: Path, name: str, *, full: bool = False) -> dict[str, Any]:
+    """Read a result's record and compare its files with it: their sizes, or with `full` every byte.
+
+    Raises
+    ------
+    DamageError
+        When the record or a file is missing or differs.
+    """
+    folder = root / KEPT / name
+    path = folder / RECORD
+    try:
+        record = unseal(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DamageError(f"{path}: {error.strerror or error}") from None
+    for entry in record["files"]:
+        file = folder / entry["path"]
+        try:
+            size, checksum = file_checksum(file) if full else (file.stat().st_size, entry["xxh3"])
+        except OSError as error:
+            raise DamageError(f"{file}: {error.strerror or error}") from None
+        if (size, checksum) != (entry["bytes"], entry["xxh3"]):
+            raise DamageError(f"{file} does not match its record")
+    return record
+
+
+def discard(root: Path, name: str) -> None:
+    """Remove a result: at once for readers, then from the disk.
+
+    Raises
+    ------
+    StorageError
+        When the file system refuses.
+    """
+    folder = root / KEPT / name
+    aside = folder.with_name(temporary_name(name))
+    try:
+        folder.rename(aside)
+        shutil.rmtree(aside)
+    except FileNotFoundError:  # somebody else did
+        return
+    except OSError as error:
+        raise storage_error(error, folder, "remove") from error
