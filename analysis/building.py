@@ -12,7 +12,7 @@ from neuronlake.analysis.column import ColumnAccumulator, Partials, join_neurons
 from neuronlake.analysis.column_pass import MAX_HISTOGRAM_TAGS
 from neuronlake.analysis.groups import FOLDS, group_blocks
 from neuronlake.analysis.histogram import BINS
-from neuronlake.analysis.kept_statistics import StatisticsKey, block_checksums, find_kept
+from neuronlake.analysis.kept_statistics import KeptDamageError, StatisticsKey, block_checksums, find_kept
 from neuronlake.analysis.labels import LabelRequest, token_labels
 from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.analysis.statistics import compute_statistics
@@ -56,7 +56,7 @@ class StatisticsBuilder:
         self._values = get_encoding(lake.encoding).values
         self._width, self._neurons, self._layers = lake.chunk_neurons, lake.neurons, lake.layers
         self._columns: dict[tuple[int, int], ColumnAccumulator] = {}
-        self._exponents = _kept_exponents(lake, by)
+        self.base, self._exponents = _kept_bins(lake, by)
         self._seen: set[int] = set()
 
     @property
@@ -111,13 +111,18 @@ class StatisticsBuilder:
             )
 
 
-def _kept_exponents(lake: Lake, by: str) -> NDArray[np.int16] | None:
-    """Scales of the histograms that are kept already: what is added to them must have the same bins."""
+def _kept_bins(lake: Lake, by: str) -> tuple[str | None, NDArray[np.int16] | None]:
+    """Name and scales of the histograms that are kept already: what is added to them must have the same bins."""
     key = StatisticsKey(
-        lake=lake.fingerprint, site=DEFAULT_SITE, labels=LabelRequest(by=by).as_dict(), folds=FOLDS, histogram=True
+        lake=lake.fingerprint, site=DEFAULT_SITE, labels=LabelRequest(by=by).as_dict(), folds=FOLDS, basic=False
     )
     found = find_kept(lake, key, block_checksums(lake))
-    return None if found is None or not found.record["counted"] else np.asarray(found.array("histogram/exponent")[:])
+    if found is None or not found.counted:
+        return None, None
+    try:
+        return found.name, found.read("histogram/exponent")
+    except KeptDamageError:  # the blocks that it covers are read again
+        return None, None
 
 
 def _free_memory() -> int:

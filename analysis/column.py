@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.groups import BlockGroups
 from neuronlake.analysis.histogram import Binning, empty_histogram
-from neuronlake.analysis.moments import FIELDS, Moments, chunk_moments, combine_moments, merge_folds, no_moments
+from neuronlake.analysis.moments import (
+    FIELDS,
+    Moments,
+    add_moments,
+    as_float32,
+    chunk_basic,
+    chunk_moments,
+    combine_moments,
+    merge_folds,
+    no_moments,
+)
+
+_SAMPLE = 64  # rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +34,7 @@ class Partials:
     pooled: Moments
     """Per tag."""
     by_fold: Moments
-    """Per group (tag, then fold); of its fields only count, mean, m2, absolute and active are kept and mean anything."""
+    """Per group (tag, then fold); of its fields only some are kept, see `gathered.moment_fields`."""
     exponent: NDArray[np.int16] | None
     """Scales of the histogram's bins, (neurons,)."""
     histogram: NDArray[np.uint32] | None
@@ -42,6 +54,8 @@ class ColumnAccumulator:
         Format of the values: ``float16``, ``bfloat16`` or ``float32``.
     histogram
         Also count values by bin.
+    basic
+        Of the moments only count, mean, m2 and active.
     earlier
         Go on from here.
     exponent
@@ -56,11 +70,14 @@ class ColumnAccumulator:
         width: int,
         values: str,
         histogram: bool,
+        basic: bool = False,
         earlier: Partials | None = None,
         exponent: NDArray[np.int16] | None = None,
     ):
-        self._width, self._values, self._folds = width, values, folds
-        self._moments = no_moments(tags * folds, width)
+        self._tags, self._width, self._values, self._folds = tags, width, values, folds
+        self._moments: Moments | None = None
+        self._basic = basic
+        self._shift: NDArray[np.float64] | None = None
         self._earlier = earlier
         self._binning: Binning | None = None
         self._histogram: NDArray[np.uint32] | None = None
@@ -74,8 +91,17 @@ class ColumnAccumulator:
 
     def add(self, codes: NDArray[Any], groups: BlockGroups) -> None:
         """Add the labelled rows of one chunk: uint16 patterns or float32 (rows, c), C order."""
-        found = chunk_moments(codes, groups, width=self._width, values=self._values)
-        self._moments = combine_moments(self._moments, found)
+        if self._basic:
+            if self._shift is None:
+                sample = as_float32(codes[groups.rows[:_SAMPLE], : self._width], self._values)
+                self._shift = sample.mean(axis=0, dtype=np.float64)
+            found = chunk_basic(codes, groups, self._shift, width=self._width, values=self._values)
+        else:
+            found = chunk_moments(codes, groups, width=self._width, values=self._values)
+        if self._moments is None:
+            self._moments = found
+        else:
+            add_moments(self._moments, found)
         if self._histogram is not None:
             if self._binning is None:
                 self._binning = Binning.of_sample(codes, groups, width=self._width, values=self._values)
@@ -83,7 +109,8 @@ class ColumnAccumulator:
 
     def partials(self) -> Partials:
         """Return what was added up."""
-        pooled, by_fold = merge_folds(self._moments, self._folds), self._moments
+        by_fold = self._moments or no_moments(self._tags * self._folds, self._width)
+        pooled = merge_folds(by_fold, self._folds)
         if self._earlier is not None:
             pooled = combine_moments(self._earlier.pooled, pooled)
             by_fold = combine_moments(self._earlier.by_fold, by_fold)
@@ -97,14 +124,14 @@ class ColumnAccumulator:
 
 def combine_partials(first: Partials, second: Partials) -> Partials:
     """Partials of two disjoint sets of blocks together; their histograms have the same bins."""
-    if first.exponent is not None and not np.array_equal(first.exponent, _there(second.exponent)):
+    if first.exponent is not None and not np.array_equal(first.exponent, there(second.exponent)):
         raise AssertionError("histograms with different bins cannot be added")
     counted = first.histogram is not None and second.histogram is not None
     return Partials(
         pooled=combine_moments(first.pooled, second.pooled),
         by_fold=combine_moments(first.by_fold, second.by_fold),
         exponent=first.exponent,
-        histogram=_there(first.histogram) + _there(second.histogram) if counted else None,
+        histogram=there(first.histogram) + there(second.histogram) if counted else None,
     )
 
 
@@ -119,8 +146,8 @@ def join_neurons(parts: list[Partials]) -> Partials:
     return Partials(
         pooled=join([part.pooled for part in parts]),
         by_fold=join([part.by_fold for part in parts]),
-        exponent=np.concatenate([_there(part.exponent) for part in parts]) if with_histogram else None,
-        histogram=np.concatenate([_there(part.histogram) for part in parts], axis=1) if with_histogram else None,
+        exponent=np.concatenate([there(part.exponent) for part in parts]) if with_histogram else None,
+        histogram=np.concatenate([there(part.histogram) for part in parts], axis=1) if with_histogram else None,
     )
 
 
@@ -166,7 +193,8 @@ def retag(part: Partials, places: NDArray[np.int64], folds: int) -> Partials:
     )
 
 
-def _there(array: Any) -> Any:
+def there(array: Any) -> Any:
+    """Return an array that must be there."""
     if array is None:
         raise AssertionError("all parts have a histogram, or none")
     return array

@@ -1,7 +1,7 @@
 """The pass over a lake that statistics come from: independent pieces, each some columns of one layer, in parallel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.arrays import create_array
-from neuronlake.analysis.column import ColumnAccumulator, Partials, combine_partials, join_neurons, retag, slice_neurons
-from neuronlake.analysis.derived import derived_statistics
+from neuronlake.analysis.column import ColumnAccumulator, Partials, combine_partials, retag, slice_neurons, there
+from neuronlake.analysis.derived import derived_statistics, requested_statistics
 from neuronlake.analysis.exact import column_auroc
 from neuronlake.analysis.groups import BlockGroups
 from neuronlake.analysis.histogram import BINS, Binning
@@ -52,7 +52,10 @@ class Pass:
     folds: int
     groups: Sequence[BlockGroups] = field(repr=False)
     """Blocks to read."""
-    histogram: bool
+    basic: bool
+    """Only count, mean, variance and share active."""
+    also: tuple[str, ...]
+    """Groups of `derived.ON_REQUEST` to compute too."""
     earlier: Sequence[Earlier]
     """Of disjoint blocks, none of them in `groups`."""
     labels: Sequence[BlockLabels] = field(repr=False)
@@ -63,11 +66,11 @@ class Pass:
     @property
     def counted(self) -> bool:
         """Whether values are counted by bin."""
-        return self.histogram and len(self.tags) <= MAX_HISTOGRAM_TAGS
+        return not self.basic and len(self.tags) <= MAX_HISTOGRAM_TAGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class Column:
     """Statistics of the neurons ``first …`` of one layer."""
 
     layer: int
@@ -97,7 +100,7 @@ def create_counts(job: Pass, layers: int) -> None:
         create_array(job.folder, "histogram/counts", shape, "uint32", chunks)
 
 
-def piece_statistics(job: Pass, *, layer: int, first: int, stop: int) -> Piece:
+def piece_statistics(job: Pass, *, layer: int, first: int, stop: int) -> list[Column]:
     """Read the columns of one piece, block after block, and add them up."""
     source, position = job.source, job.source.layers.index(layer)
     earlier = None
@@ -108,7 +111,8 @@ def piece_statistics(job: Pass, *, layer: int, first: int, stop: int) -> Piece:
         earlier = known if earlier is None else combine_partials(earlier, known)
     encoding = get_encoding(source.encoding)
     codes: NDArray[Any] = np.empty((source.block_rows, source.chunk_neurons), dtype=encoding.stored)
-    columns, derived = [], []
+    columns = []
+    counts = np.empty((len(job.tags), stop - first, BINS), dtype=np.uint32) if job.folder and job.counted else None
     for start in range(first, stop, source.chunk_neurons):
         chunk, end = start // source.chunk_neurons, min(start + source.chunk_neurons, stop)
         column = ColumnAccumulator(
@@ -117,30 +121,32 @@ def piece_statistics(job: Pass, *, layer: int, first: int, stop: int) -> Piece:
             width=end - start,
             values=encoding.values,
             histogram=job.counted,
+            basic=job.basic,
             earlier=None if earlier is None else slice_neurons(earlier, slice(start - first, end - first)),
         )
         for block in job.groups:
             source.read_codes(layer=layer, block=block.block, chunk=chunk, out=codes, site=job.site)
             column.add(codes, block)
-        columns.append(column.partials())
-        derived.append(_derived(job, columns[-1], layer, chunk))
-    whole = join_neurons(columns)
-    if job.folder is not None and whole.histogram is not None:
+        found = column.partials()
+        if counts is not None:
+            counts[:, start - first : end - first] = there(found.histogram)
+        derived = _derived(job, found, layer, chunk)
+        columns.append(Column(layer=layer, first=start, partials=replace(found, histogram=None), derived=derived))
+    if job.folder is not None and counts is not None:
         import zarr
 
-        zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:stop] = whole.histogram
-    return Piece(
-        layer=layer,
-        first=first,
-        partials=Partials(pooled=whole.pooled, by_fold=whole.by_fold, exponent=whole.exponent, histogram=None),
-        derived={name: np.concatenate([part[name] for part in derived], axis=-1) for name in derived[0]},
-    )
+        zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:stop] = counts
+    return columns
 
 
 def _derived(job: Pass, column: Partials, layer: int, chunk: int) -> dict[str, NDArray[Any]]:
-    if not job.histogram or len(job.kept) < 2:
+    if job.basic or len(job.kept) < 2:
         return {}
     if column.histogram is not None and column.exponent is not None:
-        return derived_statistics(column.histogram[job.kept], Binning.of_exponents(column.exponent))
+        histogram = np.ascontiguousarray(column.histogram[job.kept])
+        return {
+            **derived_statistics(histogram, Binning.of_exponents(column.exponent)),
+            **requested_statistics(histogram, job.also),
+        }
     area, error = column_auroc(job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES)
     return {"auroc": area, "auroc_error": error}

@@ -1,5 +1,6 @@
 """What rankers need of a histogram, so that the histogram itself need not be loaded."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,37 @@ from neuronlake.analysis.histogram_statistics import (
     mutual_information_of_histogram,
     occupied_bins_of_histogram,
 )
+from neuronlake.store.errors import InputError
 
 HIT_SHARE = 0.05
 """Tokens above the neuron's 95th percentile are hits."""
+ON_REQUEST: dict[str, tuple[str, ...]] = {
+    "average_precision": (
+        "average_precision",
+        "average_precision_error",
+        "average_precision_low",
+        "average_precision_low_error",
+    ),
+    "mutual_information": ("mutual_information",),
+}
+"""What takes longer to compute from histograms than the histograms themselves, and the variables of each."""
+REQUESTED = {name: group for group, names in ON_REQUEST.items() for name in names}
+"""Those variables, and the group of each."""
+
+
+def requested(also: Iterable[str]) -> tuple[str, ...]:
+    """Return the groups of `ON_REQUEST` that these names (of groups, or of their variables) ask for, in order.
+
+    Raises
+    ------
+    InputError
+        When one is unknown.
+    """
+    homes = {group: group for group in ON_REQUEST} | REQUESTED
+    for name in (wanted := tuple(also)):
+        if name not in homes:
+            raise InputError(f"{name!r} is not computed on request: known are {', '.join(ON_REQUEST)}")
+    return tuple(group for group in ON_REQUEST if group in {homes[name] for name in wanted})
 
 
 def derived_statistics(histogram: NDArray[np.uint32], binning: Binning) -> dict[str, NDArray[Any]]:
@@ -23,26 +52,32 @@ def derived_statistics(histogram: NDArray[np.uint32], binning: Binning) -> dict[
 
     Parameters
     ----------
-    histogram : uint32 (tags, neurons, 256)
+    histogram : uint32 (tags, neurons, 256), C order
         Of the tags that are compared with each other, at least two.
     binning
         Its edges.
     """
-    histogram = np.ascontiguousarray(histogram)
-    area, area_error = auroc_of_histogram(histogram, zero_bin=ZERO_BIN)
-    high, high_error = average_precision_of_histogram(histogram, zero_bin=ZERO_BIN)
-    low, low_error = average_precision_of_histogram(histogram, zero_bin=ZERO_BIN, low=True)
+    area, error = auroc_of_histogram(histogram, zero_bin=ZERO_BIN)
     hits, first = hits_of_histogram(histogram, share=HIT_SHARE)
     _, upper = binning.edges()
     return {
         "auroc": area,
-        "auroc_error": area_error,
-        "average_precision": high,
-        "average_precision_error": high_error,
-        "average_precision_low": low,
-        "average_precision_low_error": low_error,
+        "auroc_error": error,
         "hits": hits,
         "hit_threshold": upper[np.arange(len(first)), first - 1],
-        "mutual_information": mutual_information_of_histogram(histogram),
         "bins": occupied_bins_of_histogram(histogram),
     }
+
+
+def requested_statistics(histogram: NDArray[np.uint32], groups: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Variables of some groups of `ON_REQUEST`, (tags, neurons)."""
+    found: dict[str, NDArray[Any]] = {}
+    for group in groups:
+        if group == "mutual_information":
+            values: tuple[NDArray[Any], ...] = (mutual_information_of_histogram(histogram),)
+        else:
+            high = average_precision_of_histogram(histogram, zero_bin=ZERO_BIN)
+            low = average_precision_of_histogram(histogram, zero_bin=ZERO_BIN, low=True)
+            values = (*high, *low)
+        found |= dict(zip(ON_REQUEST[group], values, strict=True))
+    return found

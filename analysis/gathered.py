@@ -1,4 +1,4 @@
-"""What a pass found, of all neurons together: from its pieces, or from where it was kept."""
+"""What a pass found, of all neurons together: from its columns, or from where it was kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.column_pass import Piece
-from neuronlake.analysis.moments import FIELDS, Moments
+from neuronlake.analysis.column_pass import Column
+from neuronlake.analysis.moments import DTYPES, FIELDS, Moments
 
 FOLD_FIELDS = ("mean", "m2", "absolute", "active")
 """What is kept per fold: enough for every ranker that starts from moments."""
+BASIC_FIELDS = ("mean", "m2", "active")
+"""What there is of basic statistics, per tag and per fold."""
+
+
+def moment_fields(basic: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fields of `Moments` that there are per tag, and per fold."""
+    return (BASIC_FIELDS, BASIC_FIELDS) if basic else (FIELDS, FOLD_FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +31,9 @@ class Gathered:
     count: NDArray[np.int64]
     """Tokens, (tags, folds)."""
     pooled: Moments = field(repr=False)
-    """(tags, layers, neurons)."""
+    """(tags, layers, neurons); only some fields mean anything, see `moment_fields`."""
     by_fold: Moments | None = field(repr=False)
-    """(tags × folds, layers, neurons), `FOLD_FIELDS` only: the other fields mean nothing. None if it was not loaded."""
+    """(tags × folds, layers, neurons), likewise. None if it was not loaded."""
     exponent: NDArray[np.int16] | None = field(repr=False)
     """Scales of the histograms' bins, (layers, neurons)."""
     derived: Mapping[str, NDArray[Any]] = field(repr=False)
@@ -34,54 +41,62 @@ class Gathered:
     attributes: dict[str, Any] = field(repr=False)
 
 
-def gather_pieces(
-    pieces: list[Piece],
+def gather_columns(
+    columns: list[Column],
     *,
     layers: tuple[int, ...],
     neurons: int,
     tags: tuple[str, ...],
     count: NDArray[np.int64],
     attributes: dict[str, Any],
+    basic: bool,
 ) -> Gathered:
-    """Put pieces together; the list is emptied on the way, so that results are held once, not twice."""
+    """Put columns together; the list is emptied on the way, so that results are held once, not twice."""
     place = {layer: position for position, layer in enumerate(layers)}
     pooled: dict[str, NDArray[Any]] = {}
     by_fold: dict[str, NDArray[Any]] = {}
     derived: dict[str, NDArray[Any]] = {}
-    exponent = np.zeros((len(layers), neurons), dtype=np.int16) if pieces[0].partials.exponent is not None else None
+    exponent = np.zeros((len(layers), neurons), dtype=np.int16) if columns[0].partials.exponent is not None else None
 
-    def put(target: dict[str, NDArray[Any]], name: str, values: NDArray[Any], piece: Piece) -> None:
+    def put(target: dict[str, NDArray[Any]], name: str, values: NDArray[Any], column: Column) -> None:
         if name not in target:
             target[name] = np.empty((*values.shape[:-1], len(layers), neurons), dtype=values.dtype)
-        target[name][..., place[piece.layer], piece.first : piece.first + values.shape[-1]] = values
+        target[name][..., place[column.layer], column.first : column.first + values.shape[-1]] = values
 
-    while pieces:
-        piece = pieces.pop()
-        for name in FIELDS:
-            put(pooled, name, getattr(piece.partials.pooled, name), piece)
-        for name in FOLD_FIELDS:
-            put(by_fold, name, getattr(piece.partials.by_fold, name), piece)
-        for name, values in piece.derived.items():
-            put(derived, name, values, piece)
-        if exponent is not None and piece.partials.exponent is not None:
-            last = piece.first + len(piece.partials.exponent)
-            exponent[place[piece.layer], piece.first : last] = piece.partials.exponent
+    per_tag, per_fold = moment_fields(basic)
+    while columns:
+        column = columns.pop()
+        for name in per_tag:
+            put(pooled, name, getattr(column.partials.pooled, name), column)
+        for name in per_fold:
+            put(by_fold, name, getattr(column.partials.by_fold, name), column)
+        for name, values in column.derived.items():
+            put(derived, name, values, column)
+        if exponent is not None and column.partials.exponent is not None:
+            last = column.first + len(column.partials.exponent)
+            exponent[place[column.layer], column.first : last] = column.partials.exponent
     return Gathered(
         tags=tags,
         layers=layers,
         count=count,
-        pooled=Moments(count=count.sum(axis=1)[:, None, None], **pooled),
-        by_fold=fold_moments(count, by_fold),
+        pooled=some_moments(count.sum(axis=1), pooled),
+        by_fold=some_moments(count, by_fold),
         exponent=exponent,
         derived=derived,
         attributes=attributes,
     )
 
 
-def fold_moments(count: NDArray[np.int64], fields: Mapping[str, NDArray[Any]]) -> Moments:
-    """Moments per group with `FOLD_FIELDS` only; the others are zeros that take no memory."""
+def some_moments(count: NDArray[np.int64], fields: Mapping[str, NDArray[Any]]) -> Moments:
+    """Moments of which only some fields are known; the others are zeros that take no memory, not to be written to.
+
+    Parameters
+    ----------
+    count : int64, any shape
+        Of the groups.
+    fields
+        (groups, …).
+    """
     shape = fields["mean"].shape
-    zero, single = np.broadcast_to(np.zeros(1), shape), np.broadcast_to(np.zeros(1, dtype=np.float32), shape)
-    return Moments(
-        count=count.reshape(-1, *(1 for _ in shape[1:])), **fields, m3=zero, m4=zero, minimum=single, maximum=single
-    )
+    zero = {name: np.broadcast_to(np.zeros(1, dtype=dtype), shape) for name, dtype in DTYPES.items()}
+    return Moments(count=count.reshape(-1, *(1 for _ in shape[1:])), **{**zero, **fields})

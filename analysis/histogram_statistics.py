@@ -36,7 +36,7 @@ def auroc_of_histogram(histogram: NDArray[np.uint32], *, zero_bin: int) -> tuple
         0.5 and 0 for a tag without tokens, or with all of them.
     """
     area, error = np.empty((2, *histogram.shape[:2]))
-    _auroc(histogram, _pooled(histogram), zero_bin, area, error)
+    _auroc(histogram, pooled_histogram(histogram), zero_bin, area, error)
     return area, error
 
 
@@ -67,7 +67,7 @@ def average_precision_of_histogram(
         0 and 0 for a tag without tokens; 1 and 0 for one with all of them.
     """
     precision, error = np.empty((2, *histogram.shape[:2]))
-    _average_precision(histogram, _pooled(histogram), zero_bin, low, precision, error)
+    _average_precision(histogram, pooled_histogram(histogram), zero_bin, low, precision, error)
     return precision, error
 
 
@@ -88,7 +88,7 @@ def mutual_information_of_histogram(histogram: NDArray[np.uint32]) -> _Floats:
         At least 0; 0 for a tag without tokens, or with all of them.
     """
     bits = np.empty(histogram.shape[:2])
-    _mutual_information(histogram, _pooled(histogram), bits)
+    _mutual_information(histogram, pooled_histogram(histogram), bits)
     return bits
 
 
@@ -113,18 +113,19 @@ def hits_of_histogram(histogram: NDArray[np.uint32], *, share: float) -> tuple[N
     first : int64 (neurons,)
         The lowest bin that counts, 1 to bins: the threshold is the upper end of the bin before it.
     """
-    pooled = _pooled(histogram)
+    pooled = pooled_histogram(histogram)
     above = np.zeros_like(pooled)  # (neurons, bins): tokens in the bins after b
     above[:, :-1] = np.cumsum(pooled[:, :0:-1], axis=1)[:, ::-1]
     wanted = share * pooled.sum(axis=1, keepdims=True)
     first = np.argmin(np.abs(above - wanted), axis=1) + 1
-    counted = np.arange(histogram.shape[2]) >= first[:, None]
-    return np.where(counted, histogram, 0).sum(axis=2, dtype=np.int64), first
+    hits = np.empty(histogram.shape[:2], dtype=np.int64)
+    _count_from(histogram, first, hits)
+    return hits, first
 
 
 def occupied_bins_of_histogram(histogram: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Bins with at least one token of any tag, int64 (neurons,)."""
-    return np.asarray(np.count_nonzero(histogram.any(axis=0), axis=1), dtype=np.int64)
+    return np.asarray(np.count_nonzero(pooled_histogram(histogram), axis=1), dtype=np.int64)
 
 
 def quantiles_of_histogram(
@@ -171,9 +172,31 @@ def quantiles_of_histogram(
     return estimate, low, high
 
 
-def _pooled(histogram: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Tokens of all tags together, (neurons, bins)."""
-    return np.asarray(histogram.sum(axis=0, dtype=np.int64))
+def pooled_histogram(histogram: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Tokens of all tags together, int64 (neurons, bins)."""
+    pooled = np.zeros(histogram.shape[1:], dtype=np.int64)
+    _add_tags(histogram, pooled)
+    return pooled
+
+
+@_njit  # type: ignore[untyped-decorator]
+def _add_tags(histogram: Any, pooled: Any) -> None:
+    for tag in range(histogram.shape[0]):
+        for j in range(histogram.shape[1]):
+            line, out = histogram[tag, j], pooled[j]
+            for b in range(line.shape[0]):
+                out[b] += line[b]
+
+
+@_njit  # type: ignore[untyped-decorator]
+def _count_from(histogram: Any, first: Any, hits: Any) -> None:
+    for tag in range(histogram.shape[0]):
+        for j in range(histogram.shape[1]):
+            line = histogram[tag, j]
+            count = np.int64(0)
+            for b in range(first[j], line.shape[0]):
+                count += line[b]
+            hits[tag, j] = count
 
 
 @_njit  # type: ignore[untyped-decorator]

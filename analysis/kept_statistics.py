@@ -9,8 +9,10 @@ block is gone or was replaced is not used.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,21 @@ from numpy.typing import NDArray
 import neuronlake.store.layout as layout
 from neuronlake.analysis.arrays import create_array
 from neuronlake.analysis.column import Partials
-from neuronlake.analysis.gathered import FOLD_FIELDS, Gathered, fold_moments
-from neuronlake.analysis.moments import FIELDS, Moments
-from neuronlake.store.errors import DamageError
+from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statistics
+from neuronlake.analysis.execute import Progress, run_all
+from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
+from neuronlake.analysis.labels import MIN_TOKENS
+from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import file_checksum
-from neuronlake.store.kept import KEPT, discard, kept_record, kept_results
+from neuronlake.store.kept import KEPT, discard, kept_record, kept_results, staging
 from neuronlake.store.lake import Lake
 
 VERSION = 1
 """Of what is computed and how it is kept: results of another version are not used."""
+
+
+class KeptDamageError(DamageError):
+    """A kept result is not what was written; its lake may well be intact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +49,7 @@ class StatisticsKey:
     labels: Mapping[str, Any]
     """by, where, subword, shift."""
     folds: int
-    histogram: bool
+    basic: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -83,62 +91,129 @@ class KeptStatistics:
         """Where it lies."""
         return self.root / KEPT / self.name
 
-    def array(self, name: str) -> Any:
-        """Open one of its Zarr arrays."""
+    @property
+    def counted(self) -> bool:
+        """Whether it has histograms."""
+        return bool(self.record["counted"])
+
+    def read(self, name: str, selection: Any = ...) -> NDArray[Any]:
+        """Read from one of its Zarr arrays.
+
+        Raises
+        ------
+        KeptDamageError
+            When it is not what was written.
+        """
         import zarr
 
-        return zarr.open_array(self.folder / name, mode="r")
-
-    def moments(self, position: int | slice, neurons: slice = slice(None)) -> Moments:
-        """Moments per tag, (tags, [layers,] neurons), of the layers at these positions."""
-        fields = {name: self.array(f"pooled/{name}")[:, position, neurons] for name in FIELDS}
-        return Moments(count=self.count.sum(axis=1).reshape(-1, *(1 for _ in fields["mean"].shape[1:])), **fields)
-
-    def fold_moments(self, position: int | slice, neurons: slice = slice(None)) -> Moments:
-        """Moments per group (tag, then fold), shaped alike."""
-        return fold_moments(self.count, {name: self.array(f"by_fold/{name}")[:, position, neurons] for name in FOLD_FIELDS})
+        try:
+            return np.asarray(zarr.open_array(self.folder / name, mode="r")[selection])
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # of the codecs and of the metadata
+            raise KeptDamageError(f"{self.folder / name}: {error}") from None
 
     def partials(self, position: int, neurons: slice) -> Partials:
         """Return what later blocks are added to, of some neurons of the layer at that position."""
-        counted = self.record["counted"]
+        here = (slice(None), position, neurons)
+        per_tag, per_fold = moment_fields(self.record["key"]["basic"])
         return Partials(
-            pooled=self.moments(position, neurons),
-            by_fold=self.fold_moments(position, neurons),
-            exponent=self.array("histogram/exponent")[position, neurons] if counted else None,
-            histogram=self.array("histogram/counts")[:, position, neurons] if counted else None,
+            pooled=some_moments(self.count.sum(axis=1), {name: self.read(f"pooled/{name}", here) for name in per_tag}),
+            by_fold=some_moments(self.count, {name: self.read(f"by_fold/{name}", here) for name in per_fold}),
+            exponent=self.read("histogram/exponent", here[1:]) if self.counted else None,
+            histogram=self.read("histogram/counts", here) if self.counted else None,
         )
 
     def gathered(self, layers: tuple[int, ...], stored: Sequence[int], *, by_fold: bool) -> Gathered:
         """Load the statistics of some of the lake's layers, with or without those per fold."""
-        first, last = stored.index(layers[0]), stored.index(layers[-1]) + 1
-        rows = [stored.index(layer) - first for layer in layers]
+        per_tag, per_fold = moment_fields(self.record["key"]["basic"])
 
-        def load(name: str) -> NDArray[Any]:
-            values: NDArray[Any] = self.array(name)[..., first:last, :]
-            return values if len(rows) == last - first else values[..., rows, :]
+        def load(folder: str, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+            return {name: self.layers(f"{folder}/{name}", layers, stored) for name in names}
 
         return Gathered(
             tags=self.tags,
             layers=layers,
             count=self.count,
-            pooled=Moments(count=self.count.sum(axis=1)[:, None, None], **{name: load(f"pooled/{name}") for name in FIELDS}),
-            by_fold=fold_moments(self.count, {name: load(f"by_fold/{name}") for name in FOLD_FIELDS}) if by_fold else None,
+            pooled=some_moments(self.count.sum(axis=1), load("pooled", per_tag)),
+            by_fold=some_moments(self.count, load("by_fold", per_fold)) if by_fold else None,
             exponent=None,
-            derived={name: load(f"derived/{name}") for name in self.record["derived"]},
+            derived=load("derived", self.record["derived"]),
             attributes={**self.record["attributes"], "kept": self.name},
         )
 
+    def layers(self, name: str, layers: Sequence[int], stored: Sequence[int]) -> NDArray[Any]:
+        """Some of the lake's layers of an array ([tags,] layers, neurons)."""
+        first, last = stored.index(layers[0]), stored.index(layers[-1]) + 1
+        values = self.read(name, (..., slice(first, last), slice(None)))
+        rows = [stored.index(layer) - first for layer in layers]
+        return values if len(rows) == last - first else values[..., rows, :]
 
-def write_gathered(folder: Path, found: Gathered) -> None:
+
+def write_gathered(folder: Path, found: Gathered, *, basic: bool) -> None:
     """Write what was found to a staged result's folder, one chunk per layer; the counts of histograms are there already."""
-    arrays: dict[str, NDArray[Any]] = {f"pooled/{name}": getattr(found.pooled, name) for name in FIELDS}
-    arrays |= {f"by_fold/{name}": getattr(found.by_fold, name) for name in FOLD_FIELDS}
-    arrays |= {f"derived/{name}": values for name, values in found.derived.items()}
+    per_tag, per_fold = moment_fields(basic)
+    arrays: dict[str, NDArray[Any]] = {f"pooled/{name}": getattr(found.pooled, name) for name in per_tag}
+    arrays |= {f"by_fold/{name}": getattr(found.by_fold, name) for name in per_fold}
+    arrays |= {f"derived/{name}": values for name, values in found.derived.items() if name not in REQUESTED}
+    arrays |= {f"{REQUESTED[name]}/{name}": values for name, values in found.derived.items() if name in REQUESTED}
     if found.exponent is not None:
         arrays["histogram/exponent"] = found.exponent
     for name, values in arrays.items():
-        chunks = (*values.shape[:-2], 1, values.shape[-1])
-        create_array(folder, name, values.shape, values.dtype, chunks)[...] = values
+        _write_array(folder, name, values)
+
+
+def _write_array(folder: Path, name: str, values: NDArray[Any]) -> None:
+    create_array(folder, name, values.shape, values.dtype, (*values.shape[:-2], 1, values.shape[-1]))[...] = values
+
+
+def with_requested(
+    kept: KeptStatistics,
+    found: Gathered,
+    groups: Sequence[str],
+    stored: Sequence[int],
+    *,
+    scheduler: Any = None,
+    progress: Progress | None = None,
+) -> Gathered:
+    """Add groups of `derived.ON_REQUEST` to what was loaded: kept already, or from kept histograms and kept now."""
+    tags = np.flatnonzero(kept.count.sum(axis=1) >= MIN_TOKENS)
+    if len(tags) < 2 or not kept.counted:
+        return found
+    derived = dict(found.derived)
+    missing = []
+    for group in groups:
+        try:
+            derived |= {name: kept.layers(f"{group}/{name}", found.layers, stored) for name in ON_REQUEST[group]}
+        except KeptDamageError:  # or never asked for
+            missing.append(group)
+    if missing:
+        places = [{"position": stored.index(layer)} for layer in found.layers]
+        parts = run_all(partial(_requested_of_layer, kept, tags, missing), places, scheduler=scheduler, progress=progress)
+        new = {name: np.stack([part[name] for part in parts], axis=1) for name in parts[0]}
+        derived |= new
+        if len(found.layers) == len(stored):
+            for group in missing:
+                _keep_requested(kept, group, new)
+    return replace(found, derived=derived)
+
+
+def _requested_of_layer(
+    kept: KeptStatistics, tags: NDArray[np.int64], groups: Sequence[str], *, position: int
+) -> dict[str, NDArray[Any]]:
+    counts = kept.read("histogram/counts", (slice(None), position))
+    return requested_statistics(np.ascontiguousarray(counts[tags]), groups)
+
+
+def _keep_requested(kept: KeptStatistics, group: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Add a folder to a kept result, whole or not at all. A lake that cannot be written to stays as it is."""
+    target = kept.folder / group
+    try:
+        with staging(kept.root, f"{kept.name}-{group}") as folder:
+            for name in ON_REQUEST[group]:
+                _write_array(folder, name, arrays[name])
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one
+            folder.rename(target)
+    except (StorageError, OSError):
+        return
 
 
 def result_record(key: StatisticsKey, blocks: Mapping[int, str], found: Gathered) -> dict[str, Any]:
@@ -149,7 +224,7 @@ def result_record(key: StatisticsKey, blocks: Mapping[int, str], found: Gathered
         "tags": list(found.tags),
         "count": found.count.tolist(),
         "counted": found.exponent is not None,
-        "derived": sorted(found.derived),
+        "derived": sorted(set(found.derived) - set(REQUESTED)),
         "attributes": found.attributes,
     }
 
@@ -160,7 +235,16 @@ def block_checksums(lake: Lake) -> dict[int, str]:
 
 
 def find_kept(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptStatistics | None:
-    """Return the kept result of that key that covers most blocks, all of them unchanged; None if there is none."""
+    """Return the kept result that covers most blocks, all of them unchanged; None if there is none.
+
+    Of that key, or of the same question with more than basic statistics.
+    """
+    keys = (key, replace(key, basic=False)) if key.basic else (key,)
+    candidates = (_most(lake, each, checksums) for each in keys)
+    return max((found for found in candidates if found is not None), key=lambda found: len(found.blocks), default=None)
+
+
+def _most(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptStatistics | None:
     best: KeptStatistics | None = None
     for name in kept_results(lake.path):
         if not name.startswith(f"{key.name}-"):

@@ -18,6 +18,8 @@ _njit = numba.njit(nogil=True, cache=True)
 KEYS = 1 << 16
 _TILE = 32  # rows transposed at once: 32 uint16 keys fill a cache line
 _SKIP = 8  # keys skipped at once where a table is empty: one vector register
+_POOR = 30.0  # sums about a shift five deviations away keep all but two of sixteen digits
+_FAR = 1e3
 BINS = 256
 ZERO_BIN = 128
 BIN_SHIFT = 19  # of 23 bits of mantissa: sixteen bins from one power of two to the next
@@ -105,6 +107,80 @@ def central_sums(codes: Any, rows: Any, start: Any, width: int, mean: Any, m2: A
                 b[j] += s0 * d0
                 c[j] += s0 * s0
             i += 1
+
+
+@_njit  # type: ignore[untyped-decorator]
+def basic_sums(codes: Any, rows: Any, start: Any, width: int, shift: Any, mean: Any, m2: Any, active: Any) -> None:
+    """Per group: mean, Σ(x − mean)² and count(x > 0), written over what is there, in one pass about `shift`.
+
+    Where the shift lies so far from a group's values that the difference of sums would cancel, the group is read again.
+    """
+    for group in range(start.shape[0] - 1):
+        i, end = start[group], start[group + 1]
+        a, b, c = mean[group], m2[group], active[group]
+        a[:] = 0
+        b[:] = 0
+        c[:] = 0
+        while i + 4 <= end:
+            r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
+            for j in range(width):
+                x0, x1, x2, x3 = _as_float32(r0[j]), _as_float32(r1[j]), _as_float32(r2[j]), _as_float32(r3[j])
+                d0, d1 = np.float64(x0) - shift[j], np.float64(x1) - shift[j]
+                d2, d3 = np.float64(x2) - shift[j], np.float64(x3) - shift[j]
+                a[j] += (d0 + d1) + (d2 + d3)
+                b[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+                c[j] += (np.int32(x0 > 0) + np.int32(x1 > 0)) + (np.int32(x2 > 0) + np.int32(x3 > 0))
+            i += 4
+        while i < end:
+            row = codes[rows[i]]
+            for j in range(width):
+                x = _as_float32(row[j])
+                d = np.float64(x) - shift[j]
+                a[j] += d
+                b[j] += d * d
+                c[j] += np.int32(x > 0)
+            i += 1
+        count = end - start[group]
+        for j in range(width):
+            offset = a[j] / max(count, 1)
+            lost = count * offset * offset
+            a[j] = shift[j] + offset
+            b[j] -= lost
+            if count and (lost > _POOR * b[j] or abs(a[j]) < abs(shift[j]) / _FAR):
+                total = 0.0
+                for k in range(start[group], end):
+                    total += np.float64(_as_float32(codes[rows[k], j]))
+                a[j] = total / count
+                b[j] = 0.0
+                for k in range(start[group], end):
+                    d = np.float64(_as_float32(codes[rows[k], j])) - a[j]
+                    b[j] += d * d
+        if count == 0:
+            a[:] = 0
+
+
+@_njit  # type: ignore[untyped-decorator]
+def merge_moments(
+    n1: Any, n2: Any, mean1: Any, mean2: Any, m2_1: Any, m2_2: Any, m3_1: Any, m3_2: Any, m4_1: Any, m4_2: Any
+) -> None:
+    """Merge the second moments into the first, in place: Pébay 2008, eqs. 2.1, 2.2 and 2.4; counts (groups, 1)."""
+    for group in range(n1.shape[0]):
+        whole = max(n1[group, 0] + n2[group, 0], 1)
+        w1, w2 = n1[group, 0] / whole, n2[group, 0] / whole
+        both = n1[group, 0] * w2
+        a, b, c, d = mean1[group], m2_1[group], m3_1[group], m4_1[group]
+        e, f, g, h = mean2[group], m2_2[group], m3_2[group], m4_2[group]
+        for j in range(a.shape[0]):
+            delta = e[j] - a[j]
+            square = delta * delta
+            d[j] += (
+                h[j]
+                + square * (square * (both * (w1 * w1 - w1 * w2 + w2 * w2)) + 6 * (w1 * w1 * f[j] + w2 * w2 * b[j]))
+                + 4 * delta * (w1 * g[j] - w2 * c[j])
+            )
+            c[j] += g[j] + delta * (square * (both * (w1 - w2)) + 3 * (w1 * f[j] - w2 * b[j]))
+            b[j] += f[j] + square * both
+            a[j] += delta * w2
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]

@@ -43,8 +43,14 @@ class Moments:
     """(groups, neurons)."""
 
 
-FIELDS = ("mean", "m2", "m3", "m4", "absolute", "active", "minimum", "maximum")
-"""Fields of `Moments` that are (groups, neurons)."""
+DTYPES = {
+    **dict.fromkeys(("mean", "m2", "m3", "m4", "absolute"), np.float64),
+    "active": np.int32,
+    **dict.fromkeys(("minimum", "maximum"), np.float32),
+}
+"""Types of the fields of `Moments` that are (groups, neurons)."""
+FIELDS = tuple(DTYPES)
+"""Their names."""
 
 
 def no_moments(groups: int, neurons: int) -> Moments:
@@ -84,41 +90,54 @@ def chunk_moments(codes: NDArray[Any], groups: BlockGroups, *, width: int, value
     return found
 
 
-def combine_moments(first: Moments, second: Moments) -> Moments:
-    """Moments of two disjoint sets of tokens together: Pébay 2008, eqs. 2.1, 2.2 and 2.4 (k = 2, 3, 4)."""
-    n1, n2 = first.count, second.count
-    count = n1 + n2
-    whole = np.maximum(count, 1)
-    w1, w2 = n1 / whole, n2 / whole
-    delta = second.mean - first.mean
-    square = delta * delta
-    both = n1 * w2  # n₁n₂/n
-    return Moments(
-        count=count,
-        mean=first.mean + delta * w2,
-        m2=first.m2 + second.m2 + square * both,
-        m3=first.m3 + second.m3 + delta * (square * (both * (w1 - w2)) + 3 * (w1 * second.m2 - w2 * first.m2)),
-        m4=first.m4
-        + second.m4
-        + square * (square * (both * (w1 * w1 - w1 * w2 + w2 * w2)) + 6 * (w1 * w1 * second.m2 + w2 * w2 * first.m2))
-        + 4 * delta * (w1 * second.m3 - w2 * first.m3),
-        absolute=first.absolute * w1 + second.absolute * w2,
-        active=first.active + second.active,
-        minimum=np.minimum(first.minimum, second.minimum),
-        maximum=np.maximum(first.maximum, second.maximum),
+def chunk_basic(codes: NDArray[Any], groups: BlockGroups, shift: NDArray[np.float64], *, width: int, values: str) -> Moments:
+    """Moments of one chunk of which only count, mean, m2 and active mean anything, in one pass: twice as fast.
+
+    Parameters
+    ----------
+    shift : float64 (width,)
+        Something near the means.
+    """
+    found = no_moments(len(groups.count), width)
+    found.count[:, 0] = groups.count
+    kernels.basic_sums(
+        typed_patterns(codes, values), groups.rows, groups.start, width, shift, found.mean, found.m2, found.active
     )
+    return found
 
 
-def select_groups(moments: Moments, groups: NDArray[np.int64] | slice) -> Moments:
-    """Moments of some groups, in that order."""
-    return Moments(count=moments.count[groups], **{name: getattr(moments, name)[groups] for name in FIELDS})
+def combine_moments(first: Moments, second: Moments) -> Moments:
+    """Moments of two disjoint sets of tokens together."""
+    both = select_groups(first, slice(None), copy=True)
+    add_moments(both, second)
+    return both
+
+
+def add_moments(first: Moments, second: Moments) -> None:
+    """Add to the first, in place, the moments of other tokens: Pébay 2008, eqs. 2.1, 2.2 and 2.4 (k = 2, 3, 4)."""
+    shape = (len(first.count), -1)
+    whole = np.maximum(first.count + second.count, 1)
+    w1, w2 = first.count / whole, second.count / whole
+    first.absolute[...] = first.absolute * w1 + second.absolute * w2
+    sums = [np.reshape(getattr(moments, name), shape) for name in ("mean", "m2", "m3", "m4") for moments in (first, second)]
+    kernels.merge_moments(first.count.reshape(shape), second.count.reshape(shape), *sums)
+    first.count[...] += second.count
+    first.active[...] += second.active
+    np.minimum(first.minimum, second.minimum, out=first.minimum)
+    np.maximum(first.maximum, second.maximum, out=first.maximum)
+
+
+def select_groups(moments: Moments, groups: NDArray[np.int64] | slice, *, copy: bool = False) -> Moments:
+    """Moments of some groups, in that order; with `copy`, in arrays of their own."""
+    taken = {name: getattr(moments, name)[groups] for name in ("count", *FIELDS)}
+    return Moments(**{name: values.copy() if copy else values for name, values in taken.items()})
 
 
 def merge_folds(moments: Moments, folds: int) -> Moments:
     """Moments per tag, from groups ordered by tag, then fold."""
-    merged = select_groups(moments, slice(0, None, folds))
+    merged = select_groups(moments, slice(0, None, folds), copy=True)
     for fold in range(1, folds):
-        merged = combine_moments(merged, select_groups(moments, slice(fold, None, folds)))
+        add_moments(merged, select_groups(moments, slice(fold, None, folds), copy=True))
     return merged
 
 

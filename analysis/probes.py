@@ -131,7 +131,7 @@ def probe(
         raise InputError(f"shrinkage must be above 0 and at most 1, got {shrinkage}")
     if neurons is not None and (layer is not None or top_k is not None):
         raise InputError("neurons are given: layer and top_k would choose others; give only one of them")
-    get_ranker(method)
+    ranker = get_ranker(method)
     layers = _layers(layer)
     whole = whole_layers(source, layers) if neurons is None else chosen_neurons(source, neurons)
     labels = token_labels(source, by, subword=subword, shift=shift)
@@ -143,6 +143,7 @@ def probe(
             source,
             train,
             layers=whole.layers,
+            also=ranker.also,
             site=site,
             scheduler=scheduler,
         )

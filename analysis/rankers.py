@@ -15,15 +15,13 @@ import xarray as xr
 from neuronlake.analysis import rankers_histogram as from_histograms
 from neuronlake.analysis import rankers_moments as from_moments
 from neuronlake.analysis.contrast import counts
+from neuronlake.analysis.derived import REQUESTED, requested
 from neuronlake.store.errors import InputError
 
 PROBE = "probe"
 """In place of variables: what the statistics do not hold."""
 _NO_TEST = "none; permutation"
 _BASIC = ("count", "mean", "variance")
-_HISTOGRAM_VARIABLES = (
-    "auroc", "average_precision", "average_precision_low", "hits", "mutual_information", "bins"
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,11 @@ class Ranker:
     compute: Callable[[xr.Dataset], xr.Dataset]
     """Statistics → scores, without any check."""
 
+    @property
+    def also(self) -> tuple[str, ...]:
+        """What `compute_statistics` must be asked for by its argument of that name."""
+        return requested(name for name in self.needs if name in REQUESTED)
+
     def function(self, dataset: xr.Dataset) -> xr.Dataset:
         """Score a dataset of `compute_statistics`; see the module.
 
@@ -57,9 +60,9 @@ class Ranker:
 
 
 def _absent(missing: list[str]) -> str:
-    if any(name in _HISTOGRAM_VARIABLES for name in missing):
-        return "absent from statistics without histograms: compute them with histogram=True, of all folds"
-    return "which these statistics lack: compute them again, of all folds"
+    if groups := requested(name for name in missing if name in REQUESTED):
+        return f"which is computed on request: compute the statistics with also={list(groups)}, of all folds"
+    return "which these statistics lack: compute them with basic=False, of all folds"
 
 
 def _refuse(name: str) -> Callable[[xr.Dataset], xr.Dataset]:

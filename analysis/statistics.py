@@ -1,33 +1,44 @@
 """Statistics of every neuron per tag, out of core: one pass, kept in the lake, added to when blocks are added."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 
-from neuronlake.analysis.column_pass import Earlier, Pass, create_counts, piece_statistics, pieces
+from neuronlake.analysis.column_pass import (
+    MAX_HISTOGRAM_TAGS,
+    Earlier,
+    Pass,
+    create_counts,
+    piece_statistics,
+    pieces,
+)
+from neuronlake.analysis.derived import requested
 from neuronlake.analysis.execute import Progress, run_all
-from neuronlake.analysis.gathered import FOLD_FIELDS, Gathered, gather_pieces
+from neuronlake.analysis.gathered import FOLD_FIELDS, Gathered, gather_columns
 from neuronlake.analysis.groups import FOLDS, fold_of, group_blocks
 from neuronlake.analysis.kept_statistics import (
+    KeptDamageError,
+    KeptStatistics,
     StatisticsKey,
     block_checksums,
     discard_others,
     find_kept,
     result_name,
     result_record,
+    with_requested,
     write_gathered,
 )
 from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, LabelVector, label_blocks, token_labels
 from neuronlake.analysis.moments import merge_folds, select_groups
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, choose_layers, versions
 from neuronlake.store.errors import InputError, StorageError
-from neuronlake.store.kept import publish, staging
+from neuronlake.store.kept import discard, publish, staging
 from neuronlake.store.lake import Lake
 
 MAX_BYTES = 16 << 30  # 16 GiB of results: 150 tags of an 8B-parameter model
@@ -52,7 +63,16 @@ _VARIABLES: dict[str, tuple[str, str]] = {
     "mutual_information": ("between having the tag and the bin of the activation", "bit"),
     "bins": ("occupied bins of the histogram", "1"),
 }
+_BASIC = ("mean", "variance", "fraction_active")
 _PER_FOLD = ("mean", "variance", "mean_absolute", "fraction_active")
+
+
+class EarlierBlocks(Earlier, Protocol):
+    """Partials gathered elsewhere."""
+
+    @property
+    def base(self) -> str | None:
+        """Name of the kept result whose bins they share and whose blocks they leave out; None if there was none."""
 
 
 def compute_statistics(
@@ -64,11 +84,12 @@ def compute_statistics(
     shift: int = 0,
     documents: Iterable[int] | None = None,
     layers: Sequence[int] | None = None,
-    histogram: bool = True,
+    basic: bool = False,
+    also: Sequence[str] = (),
     folds: int = FOLDS,
     only_folds: Sequence[int] | None = None,
     keep: bool = True,
-    earlier: Earlier | None = None,
+    earlier: EarlierBlocks | None = None,
     site: str = DEFAULT_SITE,
     scheduler: Any = None,
     progress: Progress | None = None,
@@ -94,8 +115,11 @@ def compute_statistics(
         Only tokens of these documents. Not kept.
     layers
         Only these layers; None means all that are stored. Fewer than all are not kept.
-    histogram
-        Also what needs the distribution of values: AUROC, average precision, hits, mutual information.
+    basic
+        Only count, mean, variance and share active: half the time.
+    also
+        What takes a while to compute from histograms, on request: ``average_precision``, ``mutual_information``. Where
+        statistics are kept, both come from kept histograms, so that asking later costs no activation either.
     folds
         Documents are dealt to so many folds, and moments kept per fold.
     only_folds
@@ -116,38 +140,57 @@ def compute_statistics(
     xarray.Dataset
         Dimensions (tag, layer, neuron); every variable has units. ``count`` (tag) int64; from moments, in float64:
         ``mean``, ``variance`` (ddof = 1), ``third_moment``, ``fourth_moment`` (central), ``mean_absolute``,
-        ``fraction_active``, ``minimum``, ``maximum``; from histograms: ``auroc``, ``average_precision`` and
-        ``average_precision_low`` with bounds ``…_error``, ``hits``, ``hit_threshold``, ``mutual_information``, ``bins``.
+        ``fraction_active``, ``minimum``, ``maximum``; from histograms: ``auroc`` with its bound ``auroc_error``, ``hits``,
+        ``hit_threshold``, ``bins``; on request ``average_precision`` and ``average_precision_low`` with bounds ``…_error``,
+        ``mutual_information``.
         Attributes say what was computed, of which lake, and which tags were dropped; they are JSON-compatible.
 
     Raises
     ------
     InputError
-        When the label, a policy, a fold or a layer is unknown; when no tag has two tokens; when the result would not fit in
-        memory.
+        When the label, a policy, a fold, a layer or a name in `also` is unknown; when no tag has two tokens; when the
+        result would not fit in memory.
     DamageError
         When a chunk of the lake is damaged.
     """
     if folds < 1:
         raise InputError(f"folds must be at least 1, got {folds}")
+    groups = requested(also)
+    if basic and groups:
+        raise InputError(f"{', '.join(groups)} come from histograms, which basic statistics do without")
+    if only_folds is not None:
+        groups = ()
     request = LabelRequest(by=by, where=where, subword=subword, shift=shift)
     chosen = choose_layers(source, layers)
     lake = source if keep and documents is None and isinstance(source, Lake) else None
-    found, checksums = None, {}
-    key = StatisticsKey(lake=source.fingerprint, site=site, labels=request.as_dict(), folds=folds, histogram=histogram)
-    if lake is not None:
-        checksums = block_checksums(lake)
-        found = find_kept(lake, key, checksums)
-        if found is not None and found.blocks == tuple(lake.blocks):
-            return _dataset(source, found.gathered(chosen, source.layers, by_fold=only_folds is not None), site, only_folds)
-    labels = token_labels(source, by, where=where, subword=subword, shift=shift, keep_documents=documents, min_tokens=1)
-    run = _Run(
-        source, labels, site=site, histogram=histogram, folds=folds, scheduler=scheduler, progress=progress,
-        earlier=tuple(part for part in (found, earlier) if part is not None),
-    )  # fmt: skip
-    if lake is None or chosen != tuple(source.layers):
-        return _dataset(source, run.gather(chosen, None), site, only_folds)
-    return _dataset(source, _kept(lake, run, key, checksums), site, only_folds)
+    key = StatisticsKey(lake=source.fingerprint, site=site, labels=request.as_dict(), folds=folds, basic=basic)
+    checksums = {} if lake is None else block_checksums(lake)
+
+    def answer(found: KeptStatistics | None) -> Gathered:
+        if found is not None and found.blocks == tuple(source.blocks):
+            gathered = found.gathered(chosen, source.layers, by_fold=only_folds is not None)
+            _check_histograms(groups, gathered.tags)
+            return with_requested(found, gathered, groups, source.layers, scheduler=scheduler, progress=progress)
+        if found is not None and earlier is not None and found.name != earlier.base:
+            found = None  # kept in the meantime: it may cover the same blocks, with other bins
+        labels = token_labels(source, by, where=where, subword=subword, shift=shift, keep_documents=documents, min_tokens=1)
+        run = _Run(
+            source, labels, site=site, basic=basic, also=groups, folds=folds, scheduler=scheduler, progress=progress,
+            earlier=tuple(part for part in (found, earlier) if part is not None),
+        )  # fmt: skip
+        if lake is None or chosen != tuple(source.layers):
+            return run.gather(chosen, None)
+        return _kept(lake, run, key, checksums)
+
+    found = None if lake is None else find_kept(lake, key, checksums)
+    try:
+        gathered = answer(found)
+    except KeptDamageError:
+        if found is not None:
+            with suppress(StorageError):  # read-only
+                discard(found.root, found.name)
+        gathered = answer(None)
+    return _dataset(source, gathered, site, only_folds, basic=basic)
 
 
 def statistics_of_labels(
@@ -155,15 +198,19 @@ def statistics_of_labels(
     labels: LabelVector,
     *,
     layers: Sequence[int] | None = None,
-    histogram: bool = True,
+    basic: bool = False,
+    also: Sequence[str] = (),
     site: str = DEFAULT_SITE,
     scheduler: Any = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Return what `compute_statistics` does, for rows that are labelled already. Nothing is kept."""
     chosen = choose_layers(source, layers)
-    run = _Run(source, labels, site=site, histogram=histogram, folds=1, scheduler=scheduler, progress=progress, earlier=())
-    return _dataset(source, run.gather(chosen, None), site, None)
+    run = _Run(
+        source, labels, site=site, basic=basic, also=requested(also), folds=1, scheduler=scheduler, progress=progress,
+        earlier=(),
+    )  # fmt: skip
+    return _dataset(source, run.gather(chosen, None), site, None, basic=basic)
 
 
 class _Run:
@@ -175,13 +222,15 @@ class _Run:
         labels: LabelVector,
         *,
         site: str,
-        histogram: bool,
+        basic: bool,
+        also: tuple[str, ...],
         folds: int,
         earlier: Sequence[Earlier],
         scheduler: Any,
         progress: Progress | None,
     ):
         compared = labels.without_rare(MIN_TOKENS)
+        _check_histograms(also, labels.tags)
         covered = {block for part in earlier for block in part.blocks}
         self._job = Pass(
             source=source,
@@ -190,7 +239,8 @@ class _Run:
             kept=np.array([labels.tags.index(tag) for tag in compared.tags]),
             folds=folds,
             groups=group_blocks(labels, folds=folds, blocks=set(source.blocks) - covered),
-            histogram=histogram,
+            basic=basic,
+            also=also,
             earlier=earlier,
             labels=label_blocks(compared),
             folder=None,
@@ -213,8 +263,8 @@ class _Run:
         labelled = self._labels.codes >= 0
         group = self._labels.codes[labelled] * job.folds + fold_of(self._labels.documents[labelled], job.folds)
         count = np.bincount(group, minlength=len(job.tags) * job.folds).reshape(len(job.tags), job.folds)
-        return gather_pieces(
-            found,
+        return gather_columns(
+            [column for piece in found for column in piece],
             layers=layers,
             neurons=source.neurons,
             tags=job.tags,
@@ -229,6 +279,7 @@ class _Run:
                 "blocks": [int(block) for block in source.blocks],
                 "versions": versions(),
             },
+            basic=job.basic,
         )
 
 
@@ -244,10 +295,18 @@ def _kept(lake: Lake, run: _Run, key: StatisticsKey, checksums: dict[int, str]) 
             return gathered
         gathered = run.gather(lake.layers, folder)
         gathered.attributes["kept"] = name
-        write_gathered(folder, gathered)
+        write_gathered(folder, gathered, basic=key.basic)
         publish(folder, name, result_record(key, checksums, gathered))
         discard_others(lake, key, name)
     return gathered
+
+
+def _check_histograms(groups: Sequence[str], tags: Sequence[str]) -> None:
+    if groups and len(tags) > MAX_HISTOGRAM_TAGS:
+        raise InputError(
+            f"{', '.join(groups)} come from histograms, which are made for at most {MAX_HISTOGRAM_TAGS} tags, "
+            f"got a label of {len(tags)}"
+        )
 
 
 def _check_size(tags: int, folds: int, layers: int, neurons: int) -> None:
@@ -259,7 +318,7 @@ def _check_size(tags: int, folds: int, layers: int, neurons: int) -> None:
         )
 
 
-def _dataset(source: LakeSource, found: Gathered, site: str, only_folds: Sequence[int] | None) -> xr.Dataset:
+def _dataset(source: LakeSource, found: Gathered, site: str, only_folds: Sequence[int] | None, *, basic: bool) -> xr.Dataset:
     """Turn what was gathered into the public form, without the tags that have too few tokens."""
     folds = found.count.shape[1]
     moments, derived, tokens = found.pooled, found.derived, found.count.sum(axis=1)
@@ -285,8 +344,8 @@ def _dataset(source: LakeSource, found: Gathered, site: str, only_folds: Sequenc
         "maximum": moments.maximum[enough],
         **derived,
     }
-    if only_folds is not None:
-        data = {name: values for name, values in data.items() if name in _PER_FOLD}
+    if basic or only_folds is not None:
+        data = {name: values for name, values in data.items() if name in (_BASIC if basic else _PER_FOLD)}
     dataset = xr.Dataset(
         {"count": ("tag", tokens[enough], {"long_name": "labelled tokens", "units": "tokens"})},
         coords={

@@ -102,7 +102,7 @@ def _report(name: str, lake: Any, pictures: Path) -> dict[str, Any]:
     from neuronlake.analysis.selective import language_classes, lape
 
     start = time.perf_counter()
-    statistics = compute_statistics(lake, LANGUAGE, subword="all", histogram=False, keep=False)
+    statistics = compute_statistics(lake, LANGUAGE, subword="all", basic=True, keep=False)
     statistics_s = time.perf_counter() - start
     specific, classes = lape(statistics), language_classes(statistics)
     start = time.perf_counter()

@@ -129,9 +129,10 @@ def _histogram(lake: "Lake", options: argparse.Namespace) -> None:
 def _of_statistics(lake: "Lake", options: argparse.Namespace, method: str) -> None:
     from neuronlake.analysis.figure_volcano import volcano
     from neuronlake.analysis.figures import layer_tag_heatmap, tag_bars
+    from neuronlake.analysis.rankers import get_ranker
     from neuronlake.cli.questions import refined, statistics
 
-    result = statistics(lake, options)
+    result = statistics(lake, options, also=get_ranker(method).also)
     if options.kind == "heatmap":
         layer_tag_heatmap(result, method, options.out)
     elif options.kind == "bars":

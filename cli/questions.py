@@ -1,6 +1,7 @@
 """What the commands that question a lake share: label options, statistics with a progress bar."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def add_pass_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-keep", action="store_true", help="neither use nor keep results in the lake")
 
 
-def statistics(lake: Lake, options: argparse.Namespace, *, histogram: bool = True) -> "xr.Dataset":
+def statistics(lake: Lake, options: argparse.Namespace, *, also: Iterable[str] = ()) -> "xr.Dataset":
     """Compute statistics, or load those that are kept, with a progress bar on the terminal."""
     from neuronlake.analysis import compute_statistics
 
@@ -68,7 +69,7 @@ def statistics(lake: Lake, options: argparse.Namespace, *, histogram: bool = Tru
             where=options.where,
             subword=options.subword,
             shift=options.shift,
-            histogram=histogram,
+            also=tuple(also),
             keep=not getattr(options, "no_keep", False),
             scheduler=getattr(options, "scheduler", None),
             progress=lambda done, total: bar.update(task, completed=done, total=total),

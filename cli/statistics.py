@@ -54,8 +54,11 @@ def _add_stats(commands: Any) -> None:
 
 
 def _stats(options: argparse.Namespace) -> int:
+    from neuronlake.analysis.derived import ON_REQUEST
+
     _check_out(options.out, (".zarr", ".parquet"))
-    result = statistics(open_for_question(options.lake), options)
+    # what takes a while and the table does not show is computed for the file
+    result = statistics(open_for_question(options.lake), options, also=ON_REQUEST if options.out is not None else ())
     _write(result, options.out)
     rows = _per_tag(result)
     if options.json:
@@ -120,12 +123,12 @@ def _rank(options: argparse.Namespace) -> int:
     from neuronlake.analysis import rank
     from neuronlake.analysis.rankers import get_ranker
 
-    get_ranker(options.method)  # a wrong name is said before the lake is read
+    ranker = get_ranker(options.method)  # a wrong name is said before the lake is read
     _check_out(options.out, (".parquet",))
     if options.top < 1:
         raise InputError(f"top must be at least 1, got {options.top}")
     lake = open_for_question(options.lake)
-    result = statistics(lake, options)
+    result = statistics(lake, options, also=ranker.also)
     result = refined(lake, result, options.method, top=options.top, scheduler=options.scheduler)
     ranking = rank(result, options.method, top=options.top, tags=options.tags)
     if options.out is not None:

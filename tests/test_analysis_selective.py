@@ -158,7 +158,7 @@ def test_the_largest_lambda_needs_no_search():
 
 def test_another_language_is_another_value_of_the_label():
     four, five = (
-        compute_statistics(MemoryLake(tags=LANGUAGES[:count], documents=12, seed=1), histogram=False) for count in (4, 5)
+        compute_statistics(MemoryLake(tags=LANGUAGES[:count], documents=12, seed=1), basic=True) for count in (4, 5)
     )
     for dataset, count in ((four, 4), (five, 5)):
         assert lape(dataset)["assigned"].sizes["tag"] == count
@@ -171,7 +171,7 @@ def test_planted_in_a_lake():
         lake.values[layer] -= 2.5  # seldom active
     german = lake.column("upos") == "de"
     lake.values[2][german, 4] += 5
-    found = lape(compute_statistics(lake, histogram=False), activity_percentile=95, keep_share=0.05)
+    found = lape(compute_statistics(lake, basic=True), activity_percentile=95, keep_share=0.05)
     assert found["selected"].to_numpy().nonzero() == (1, 4)
     assert found["tag"].to_numpy()[found["assigned"].sel(layer=2, neuron=4).to_numpy()].tolist() == ["de"]
 
