@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.column import ColumnAccumulator, Partials, join_neurons
-from neuronlake.analysis.column_pass import MAX_HISTOGRAM_TAGS
+from neuronlake.analysis.column import Accumulator, Partials
+from neuronlake.analysis.column_pass import MAX_HISTOGRAM_TAGS, PIECE_CHUNKS
 from neuronlake.analysis.groups import FOLDS, group_blocks
 from neuronlake.analysis.histogram import BINS
 from neuronlake.analysis.kept_statistics import KeptDamageError, StatisticsKey, block_checksums, find_kept
@@ -55,7 +56,8 @@ class StatisticsBuilder:
         self._check_memory(lake, max_bytes)
         self._values = get_encoding(lake.encoding).values
         self._width, self._neurons, self._layers = lake.chunk_neurons, lake.neurons, lake.layers
-        self._columns: dict[tuple[int, int], ColumnAccumulator] = {}
+        self._pieces: dict[tuple[int, int], Accumulator] = {}
+        self._lock = Lock()
         self.base, self._exponents = _kept_bins(lake, by)
         self._seen: set[int] = set()
 
@@ -69,15 +71,16 @@ class StatisticsBuilder:
         if site != DEFAULT_SITE:
             return
         self._seen.add(block)
-        if (layer, chunk) not in self._columns:
-            self._columns[layer, chunk] = self._new_column(layer, chunk)
+        piece, column = divmod(chunk, PIECE_CHUNKS)
+        with self._lock:
+            if (layer, piece) not in self._pieces:
+                self._pieces[layer, piece] = self._new_piece(layer, piece)
         if block in self._groups:
-            self._columns[layer, chunk].add(codes, self._groups[block])
+            self._pieces[layer, piece].add(column, codes, self._groups[block])
 
     def partials(self, position: int, neurons: slice) -> Partials:
-        """Return what was gathered; `neurons` begins and ends with a chunk."""
-        chunks = range(neurons.start // self._width, -(-neurons.stop // self._width))
-        return join_neurons([self._columns[self._layers[position], chunk].partials() for chunk in chunks])
+        """Return what was gathered; `neurons` are those of a piece of the pass."""
+        return self._pieces[self._layers[position], neurons.start // (PIECE_CHUNKS * self._width)].partials()
 
     def finish(self, *, progress: Callable[[int, int], None] | None = None) -> None:
         """Keep the statistics in the lake, now that every block that was added is committed."""
@@ -86,18 +89,18 @@ class StatisticsBuilder:
             raise AssertionError(f"block {min(missing)} was added but not committed")
         compute_statistics(lake, self._by, earlier=self if self._seen else None, progress=progress)
 
-    def _new_column(self, layer: int, chunk: int) -> ColumnAccumulator:
-        first = chunk * self._width
-        width = min(self._width, self._neurons - first)
+    def _new_piece(self, layer: int, piece: int) -> Accumulator:
+        first = piece * PIECE_CHUNKS * self._width
+        last = min(first + PIECE_CHUNKS * self._width, self._neurons)
         known = self._exponents
-        at = self._layers.index(layer)
-        return ColumnAccumulator(
+        return Accumulator(
             tags=len(self.tags),
             folds=FOLDS,
-            width=width,
+            neurons=last - first,
+            chunk_neurons=self._width,
             values=self._values,
             histogram=True,
-            exponent=None if known is None else known[at, first : first + width],
+            exponent=None if known is None else known[self._layers.index(layer), first:last],
         )
 
     def _check_memory(self, lake: Lake, max_bytes: int | None) -> None:

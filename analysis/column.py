@@ -1,10 +1,9 @@
-"""Statistics of one column of the lake: one inner chunk's neurons of one layer, block after block.
+"""Statistics of some columns of the lake (a column is one inner chunk's neurons of one layer), chunk after chunk.
 
-A column is what a core works on: its accumulators, a few hundred kilobytes, stay in the cache while the blocks pass through,
-and their size does not depend on the number of tokens.
+Their accumulators' size does not depend on the number of tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,12 @@ from neuronlake.analysis.histogram import Binning, empty_histogram
 from neuronlake.analysis.moments import (
     FIELDS,
     Moments,
-    add_moments,
-    as_float32,
-    chunk_basic,
-    chunk_moments,
+    add_chunk,
+    add_chunk_basic,
     combine_moments,
     merge_folds,
     no_moments,
 )
-
-_SAMPLE = 64  # rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +36,17 @@ class Partials:
     """(tags, neurons, 256)."""
 
 
-class ColumnAccumulator:
-    """Adds up the chunks of one column.
+class Accumulator:
+    """Adds up the chunks of some neighbouring columns, in any order; different columns from different threads.
 
     Parameters
     ----------
     tags, folds
         What the groups of the blocks are made of.
-    width
-        Neurons.
+    neurons
+        Of all columns together.
+    chunk_neurons
+        Of a column; the last may have fewer.
     values
         Format of the values: ``float16``, ``bfloat16`` or ``float32``.
     histogram
@@ -59,7 +56,9 @@ class ColumnAccumulator:
     earlier
         Go on from here.
     exponent
-        Scales of the histogram's bins, int16 (width,); by default those of `earlier`, or chosen by the first chunk.
+        Scales of the histogram's bins, int16 (neurons,); by default those of `earlier`, or chosen by the first chunk.
+    counts
+        Memory for the histogram, uint32 (tags, neurons, 256), whatever it holds: fresh memory is slow.
     """
 
     def __init__(
@@ -67,101 +66,81 @@ class ColumnAccumulator:
         *,
         tags: int,
         folds: int,
-        width: int,
+        neurons: int,
+        chunk_neurons: int,
         values: str,
         histogram: bool,
         basic: bool = False,
         earlier: Partials | None = None,
         exponent: NDArray[np.int16] | None = None,
+        counts: NDArray[np.uint32] | None = None,
     ):
-        self._tags, self._width, self._values, self._folds = tags, width, values, folds
-        self._moments: Moments | None = None
-        self._basic = basic
-        self._shift: NDArray[np.float64] | None = None
+        self._neurons, self._width, self._values, self._folds = neurons, chunk_neurons, values, folds
+        columns, groups = -(-neurons // chunk_neurons), tags * folds
+        self._count = np.zeros((columns, groups), dtype=np.int64)
+        self._moments = no_moments(groups, neurons)
+        self._shift = np.empty((columns, chunk_neurons)) if basic else None
         self._earlier = earlier
-        self._binning: Binning | None = None
         self._histogram: NDArray[np.uint32] | None = None
+        self._binning: list[Binning | None] = [None] * columns
         if histogram:
-            self._histogram = empty_histogram(tags, width)
-            if exponent is not None:
-                self._binning = Binning.of_exponents(exponent)
+            self._histogram = empty_histogram(tags, neurons) if counts is None else counts
+            self._histogram[:] = 0
             if earlier is not None and earlier.histogram is not None and earlier.exponent is not None:
                 self._histogram[:] = earlier.histogram
-                self._binning = Binning.of_exponents(earlier.exponent)
+                exponent = earlier.exponent
+            if exponent is not None:
+                firsts = range(0, neurons, chunk_neurons)
+                self._binning = [Binning.of_exponents(exponent[first : first + chunk_neurons]) for first in firsts]
 
-    def add(self, codes: NDArray[Any], groups: BlockGroups) -> None:
+    def add(self, column: int, codes: NDArray[Any], groups: BlockGroups) -> None:
         """Add the labelled rows of one chunk: uint16 patterns or float32 (rows, c), C order."""
-        if self._basic:
-            if self._shift is None:
-                sample = as_float32(codes[groups.rows[:_SAMPLE], : self._width], self._values)
-                self._shift = sample.mean(axis=0, dtype=np.float64)
-            found = chunk_basic(codes, groups, self._shift, width=self._width, values=self._values)
+        first = column * self._width
+        width = min(self._width, self._neurons - first)
+        where: dict[str, Any] = {"first": first, "width": width, "values": self._values}
+        if self._shift is not None:
+            add_chunk_basic(self._moments, self._count[column], self._shift[column], codes, groups, **where)
         else:
-            found = chunk_moments(codes, groups, width=self._width, values=self._values)
-        if self._moments is None:
-            self._moments = found
-        else:
-            add_moments(self._moments, found)
+            add_chunk(self._moments, self._count[column], codes, groups, **where)
         if self._histogram is not None:
-            if self._binning is None:
-                self._binning = Binning.of_sample(codes, groups, width=self._width, values=self._values)
-            self._binning.add(codes, groups, self._histogram, width=self._width, values=self._values)
+            binning = self._binning[column]
+            if binning is None:
+                binning = Binning.of_sample(codes, groups, width=width, values=self._values)
+                self._binning[column] = binning
+            binning.add(codes, groups, self._histogram, **where)
 
     def partials(self) -> Partials:
-        """Return what was added up."""
-        by_fold = self._moments or no_moments(self._tags * self._folds, self._width)
+        """Return what was added up: arrays that a later `add` would change."""
+        if np.any(self._count != self._count[0]):
+            raise AssertionError("some columns were given blocks that others were not")
+        by_fold = replace(self._moments, count=self._count[0][:, None])
         pooled = merge_folds(by_fold, self._folds)
         if self._earlier is not None:
             pooled = combine_moments(self._earlier.pooled, pooled)
             by_fold = combine_moments(self._earlier.by_fold, by_fold)
+        scales = [binning for binning in self._binning if binning is not None]
         return Partials(
             pooled=pooled,
             by_fold=by_fold,
-            exponent=None if self._binning is None else self._binning.exponent,
+            exponent=np.concatenate([binning.exponent for binning in scales]) if self._complete(scales) else None,
             histogram=self._histogram,
         )
+
+    def _complete(self, scales: list[Binning]) -> bool:
+        return self._histogram is not None and len(scales) == len(self._binning)
 
 
 def combine_partials(first: Partials, second: Partials) -> Partials:
     """Partials of two disjoint sets of blocks together; their histograms have the same bins."""
-    if first.exponent is not None and not np.array_equal(first.exponent, there(second.exponent)):
+    exponents = [part.exponent for part in (first, second) if part.exponent is not None]
+    if len(exponents) > 1 and not np.array_equal(exponents[0], exponents[1]):
         raise AssertionError("histograms with different bins cannot be added")
     counted = first.histogram is not None and second.histogram is not None
     return Partials(
         pooled=combine_moments(first.pooled, second.pooled),
         by_fold=combine_moments(first.by_fold, second.by_fold),
-        exponent=first.exponent,
+        exponent=exponents[0] if exponents else None,
         histogram=there(first.histogram) + there(second.histogram) if counted else None,
-    )
-
-
-def join_neurons(parts: list[Partials]) -> Partials:
-    """Partials of neighbouring neurons as one."""
-
-    def join(moments: list[Moments]) -> Moments:
-        fields = {name: np.concatenate([getattr(part, name) for part in moments], axis=1) for name in FIELDS}
-        return Moments(count=moments[0].count, **fields)
-
-    with_histogram = parts[0].histogram is not None
-    return Partials(
-        pooled=join([part.pooled for part in parts]),
-        by_fold=join([part.by_fold for part in parts]),
-        exponent=np.concatenate([there(part.exponent) for part in parts]) if with_histogram else None,
-        histogram=np.concatenate([there(part.histogram) for part in parts], axis=1) if with_histogram else None,
-    )
-
-
-def slice_neurons(part: Partials, neurons: slice) -> Partials:
-    """Partials of some of the neurons."""
-
-    def cut(moments: Moments) -> Moments:
-        return Moments(count=moments.count, **{name: getattr(moments, name)[:, neurons] for name in FIELDS})
-
-    return Partials(
-        pooled=cut(part.pooled),
-        by_fold=cut(part.by_fold),
-        exponent=None if part.exponent is None else part.exponent[neurons],
-        histogram=None if part.histogram is None else part.histogram[:, neurons],
     )
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import local
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.arrays import create_array
-from neuronlake.analysis.column import ColumnAccumulator, Partials, combine_partials, retag, slice_neurons, there
+from neuronlake.analysis.column import Accumulator, Partials, combine_partials, retag
 from neuronlake.analysis.derived import derived_statistics, requested_statistics
 from neuronlake.analysis.exact import column_auroc
 from neuronlake.analysis.groups import BlockGroups
@@ -19,7 +20,8 @@ from neuronlake.analysis.ranksum import SEGMENT_BYTES
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.encodings import get_encoding
 
-_PIECE_CHUNKS = 8  # 512 neurons of SmolLM2: three pieces a layer, whose histograms take 9 MB for 17 tags
+_local = local()
+PIECE_CHUNKS = 8  # 512 neurons of SmolLM2: three pieces a layer, whose histograms take 9 MB for 17 tags
 MAX_HISTOGRAM_TAGS = 256
 """With more tags, AUROC is computed exactly by a second pass instead of from histograms of 1 KiB per tag × neuron."""
 
@@ -83,7 +85,7 @@ class Column:
 
 def pieces(source: LakeSource, layers: Sequence[int]) -> list[dict[str, int]]:
     """Arguments of `piece_statistics` that cover the layers."""
-    width = _PIECE_CHUNKS * source.chunk_neurons
+    width = PIECE_CHUNKS * source.chunk_neurons
     return [
         {"layer": layer, "first": first, "stop": min(first + width, source.neurons)}
         for layer in layers
@@ -96,11 +98,11 @@ def create_counts(job: Pass, layers: int) -> None:
     if job.folder is not None and job.counted:
         source = job.source
         shape = (len(job.tags), layers, source.neurons, BINS)
-        chunks = (len(job.tags), 1, min(_PIECE_CHUNKS * source.chunk_neurons, source.neurons), BINS)
+        chunks = (len(job.tags), 1, min(PIECE_CHUNKS * source.chunk_neurons, source.neurons), BINS)
         create_array(job.folder, "histogram/counts", shape, "uint32", chunks)
 
 
-def piece_statistics(job: Pass, *, layer: int, first: int, stop: int) -> list[Column]:
+def piece_statistics(job: Pass, *, layer: int, first: int, stop: int) -> Column:
     """Read the columns of one piece, block after block, and add them up."""
     source, position = job.source, job.source.layers.index(layer)
     earlier = None
@@ -110,43 +112,58 @@ def piece_statistics(job: Pass, *, layer: int, first: int, stop: int) -> list[Co
         known = retag(part.partials(position, slice(first, stop)), here, job.folds)
         earlier = known if earlier is None else combine_partials(earlier, known)
     encoding = get_encoding(source.encoding)
-    codes: NDArray[Any] = np.empty((source.block_rows, source.chunk_neurons), dtype=encoding.stored)
-    columns = []
-    counts = np.empty((len(job.tags), stop - first, BINS), dtype=np.uint32) if job.folder and job.counted else None
-    for start in range(first, stop, source.chunk_neurons):
-        chunk, end = start // source.chunk_neurons, min(start + source.chunk_neurons, stop)
-        column = ColumnAccumulator(
-            tags=len(job.tags),
-            folds=job.folds,
-            width=end - start,
-            values=encoding.values,
-            histogram=job.counted,
-            basic=job.basic,
-            earlier=None if earlier is None else slice_neurons(earlier, slice(start - first, end - first)),
-        )
+    width = source.chunk_neurons
+    codes: NDArray[Any] = np.empty((source.block_rows, width), dtype=encoding.stored)
+    columns = Accumulator(
+        tags=len(job.tags),
+        folds=job.folds,
+        neurons=stop - first,
+        chunk_neurons=width,
+        values=encoding.values,
+        histogram=job.counted,
+        basic=job.basic,
+        earlier=earlier,
+        counts=_counts(len(job.tags), stop - first) if job.counted else None,
+    )
+    chunks = range(first // width, -(-stop // width))
+    # The histograms of one column stay in the cache while the blocks pass; moments are small, and a file is opened once.
+    spans = [chunks] if job.basic else [range(chunk, chunk + 1) for chunk in chunks]
+    for span in spans:
         for block in job.groups:
-            source.read_codes(layer=layer, block=block.block, chunk=chunk, out=codes, site=job.site)
-            column.add(codes, block)
-        found = column.partials()
-        if counts is not None:
-            counts[:, start - first : end - first] = there(found.histogram)
-        derived = _derived(job, found, layer, chunk)
-        columns.append(Column(layer=layer, first=start, partials=replace(found, histogram=None), derived=derived))
-    if job.folder is not None and counts is not None:
+            found = source.read_chunks(
+                layer=layer, block=block.block, chunks=span, rows=block.last_row + 1, out=codes, site=job.site
+            )
+            for column, _ in enumerate(found, span.start - chunks.start):
+                columns.add(column, codes, block)
+    partials = columns.partials()
+    if job.folder is not None and partials.histogram is not None:
         import zarr
 
-        zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:stop] = counts
-    return columns
+        zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:stop] = partials.histogram
+    derived = _derived(job, partials, layer, chunks)
+    return Column(layer=layer, first=first, partials=replace(partials, histogram=None), derived=derived)
 
 
-def _derived(job: Pass, column: Partials, layer: int, chunk: int) -> dict[str, NDArray[Any]]:
+def _counts(tags: int, neurons: int) -> NDArray[np.uint32]:
+    """Memory for a piece's histograms, the same for all pieces of a thread."""
+    size = tags * neurons * BINS
+    if getattr(_local, "counts", np.empty(0)).size < size:
+        _local.counts = np.empty(size, dtype=np.uint32)
+    return np.reshape(_local.counts[:size], (tags, neurons, BINS))
+
+
+def _derived(job: Pass, found: Partials, layer: int, chunks: range) -> dict[str, NDArray[Any]]:
     if job.basic or len(job.kept) < 2:
         return {}
-    if column.histogram is not None and column.exponent is not None:
-        histogram = np.ascontiguousarray(column.histogram[job.kept])
+    if found.histogram is not None and found.exponent is not None:
+        kept = found.histogram if len(job.kept) == len(job.tags) else found.histogram[job.kept]
         return {
-            **derived_statistics(histogram, Binning.of_exponents(column.exponent)),
-            **requested_statistics(histogram, job.also),
+            **derived_statistics(kept, Binning.of_exponents(found.exponent)),
+            **requested_statistics(kept, job.also),
         }
-    area, error = column_auroc(job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES)
+    parts = [
+        column_auroc(job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES)
+        for chunk in chunks
+    ]
+    area, error = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
     return {"auroc": area, "auroc_error": error}

@@ -12,7 +12,8 @@ from neuronlake.analysis.histogram_statistics import (
     average_precision_of_histogram,
     hits_of_histogram,
     mutual_information_of_histogram,
-    occupied_bins_of_histogram,
+    occupied_bins,
+    pooled_histogram,
 )
 from neuronlake.store.errors import InputError
 
@@ -57,15 +58,15 @@ def derived_statistics(histogram: NDArray[np.uint32], binning: Binning) -> dict[
     binning
         Its edges.
     """
-    area, error = auroc_of_histogram(histogram, zero_bin=ZERO_BIN)
-    hits, first = hits_of_histogram(histogram, share=HIT_SHARE)
-    _, upper = binning.edges()
+    pooled = pooled_histogram(histogram)
+    area, error = auroc_of_histogram(histogram, zero_bin=ZERO_BIN, pooled=pooled)
+    hits, first = hits_of_histogram(histogram, share=HIT_SHARE, pooled=pooled)
     return {
         "auroc": area,
         "auroc_error": error,
         "hits": hits,
-        "hit_threshold": upper[np.arange(len(first)), first - 1],
-        "bins": occupied_bins_of_histogram(histogram),
+        "hit_threshold": binning.upper_edge(first - 1),
+        "bins": occupied_bins(pooled),
     }
 
 

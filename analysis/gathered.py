@@ -1,6 +1,7 @@
 """What a pass found, of all neurons together: from its columns, or from where it was kept."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.column_pass import Column
 from neuronlake.analysis.moments import DTYPES, FIELDS, Moments
+from neuronlake.store.parallel import usable_cpus
+
+_AT_ONCE = 16  # pieces
 
 FOLD_FIELDS = ("mean", "m2", "absolute", "active")
 """What is kept per fold: enough for every ranker that starts from moments."""
@@ -53,38 +57,42 @@ def gather_columns(
 ) -> Gathered:
     """Put columns together; the list is emptied on the way, so that results are held once, not twice."""
     place = {layer: position for position, layer in enumerate(layers)}
-    pooled: dict[str, NDArray[Any]] = {}
-    by_fold: dict[str, NDArray[Any]] = {}
-    derived: dict[str, NDArray[Any]] = {}
-    exponent = np.zeros((len(layers), neurons), dtype=np.int16) if columns[0].partials.exponent is not None else None
-
-    def put(target: dict[str, NDArray[Any]], name: str, values: NDArray[Any], column: Column) -> None:
-        if name not in target:
-            target[name] = np.empty((*values.shape[:-1], len(layers), neurons), dtype=values.dtype)
-        target[name][..., place[column.layer], column.first : column.first + values.shape[-1]] = values
-
     per_tag, per_fold = moment_fields(basic)
-    while columns:
-        column = columns.pop()
-        for name in per_tag:
-            put(pooled, name, getattr(column.partials.pooled, name), column)
-        for name in per_fold:
-            put(by_fold, name, getattr(column.partials.by_fold, name), column)
-        for name, values in column.derived.items():
-            put(derived, name, values, column)
-        if exponent is not None and column.partials.exponent is not None:
-            last = column.first + len(column.partials.exponent)
-            exponent[place[column.layer], column.first : last] = column.partials.exponent
+    first = _arrays(columns[0], per_tag, per_fold)
+    whole = {key: np.empty((*values.shape[:-1], len(layers), neurons), dtype=values.dtype) for key, values in first.items()}
+
+    def put(column: Column) -> None:
+        for key, values in _arrays(column, per_tag, per_fold).items():
+            whole[key][..., place[column.layer], column.first : column.first + values.shape[-1]] = values
+
+    with ThreadPoolExecutor(usable_cpus()) as pool:  # fresh memory is slow to write to
+        while columns:
+            for _ in pool.map(put, [columns.pop() for _ in range(min(len(columns), _AT_ONCE))]):
+                pass
+    pooled, by_fold, derived = (
+        {name: values for (place, name), values in whole.items() if place == kind}
+        for kind in ("pooled", "by_fold", "derived")
+    )
     return Gathered(
         tags=tags,
         layers=layers,
         count=count,
         pooled=some_moments(count.sum(axis=1), pooled),
         by_fold=some_moments(count, by_fold),
-        exponent=exponent,
+        exponent=whole.get(("histogram", "exponent")),
         derived=derived,
         attributes=attributes,
     )
+
+
+def _arrays(column: Column, per_tag: Sequence[str], per_fold: Sequence[str]) -> dict[tuple[str, str], NDArray[Any]]:
+    part = column.partials
+    return {
+        **{("pooled", name): getattr(part.pooled, name) for name in per_tag},
+        **{("by_fold", name): getattr(part.by_fold, name) for name in per_fold},
+        **{("derived", name): values for name, values in column.derived.items()},
+        **({} if part.exponent is None else {("histogram", "exponent"): part.exponent}),
+    }
 
 
 def some_moments(count: NDArray[np.int64], fields: Mapping[str, NDArray[Any]]) -> Moments:

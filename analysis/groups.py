@@ -6,6 +6,7 @@ documents and tests on the others, and jackknife or bootstrap errors by document
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.labels import LabelVector
 
 FOLDS = 5
+_SAMPLE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,17 @@ class BlockGroups:
     start: NDArray[np.int64] = field(repr=False)
     """Where each group begins in `rows`, and the end: (groups + 1,)."""
     folds: int
+
+    @cached_property
+    def sample(self) -> NDArray[np.int32]:
+        """At most 256 rows, spread over the block."""
+        rows = np.sort(self.rows)
+        return rows[:: -(-len(rows) // _SAMPLE) or 1]
+
+    @cached_property
+    def last_row(self) -> int:
+        """The last labelled row; −1 without any."""
+        return int(self.rows.max(initial=-1))
 
     @property
     def count(self) -> NDArray[np.int64]:

@@ -21,7 +21,6 @@ from neuronlake.analysis.moments import as_float32, typed_patterns
 
 _MAGNITUDES = 127  # bins of one sign
 _SHARE = 6  # of the median magnitude: measured on real activations, the AUROC's bound is smallest from 6 to 12
-_SAMPLE = 256  # rows that the median is taken of; the mean would follow a single massive activation
 _EXPONENTS = -100, 100  # keeps every edge a normal float32
 
 
@@ -46,12 +45,13 @@ class Binning:
     def of_sample(cls, codes: NDArray[Any], groups: BlockGroups, *, width: int, values: str) -> "Binning":
         """Choose the scales by a sample of a chunk's labelled rows; 1 is assumed for a neuron that is zero in all of them.
 
+        The median is taken; the mean would follow a single massive activation.
+
         Parameters
         ----------
         codes : uint16 bit patterns or float32 (rows, c), C order
         """
-        rows = np.sort(groups.rows)
-        sample = codes[rows[:: -(-len(rows) // _SAMPLE) or 1], :width]
+        sample = codes[groups.sample, :width]
         magnitude = np.sort(np.abs(as_float32(sample, values)), axis=0)
         zeros = np.count_nonzero(magnitude == 0, axis=0)
         middle = np.minimum((zeros + len(magnitude)) // 2, len(magnitude) - 1)  # the median of those that are not zero
@@ -60,7 +60,14 @@ class Binning:
         return cls.of_exponents(np.clip(exponent, *_EXPONENTS).astype(np.int16))
 
     def add(
-        self, codes: NDArray[Any], groups: BlockGroups, histogram: NDArray[np.uint32], *, width: int, values: str
+        self,
+        codes: NDArray[Any],
+        groups: BlockGroups,
+        histogram: NDArray[np.uint32],
+        *,
+        width: int,
+        values: str,
+        first: int = 0,
     ) -> None:
         """Count the labelled rows of one chunk.
 
@@ -69,30 +76,40 @@ class Binning:
         codes : uint16 bit patterns or float32 (rows, c), C order
         groups
             The rows that count.
-        histogram : uint32 (tags, width, 256)
-            Added to.
+        histogram : uint32 (tags, neurons, 256)
+            Added to, from the neuron `first` on.
         """
         origin = self.scale.view(np.uint32)
         ceiling = (origin + np.uint32((_MAGNITUDES << BIN_SHIFT) - 1)).view(np.float32)
         patterns = typed_patterns(codes, values)
-        kernels.add_to_histogram(patterns, groups.rows, groups.tag_start, width, self.scale, origin, ceiling, histogram)
+        rows, start = groups.rows, groups.tag_start
+        kernels.add_to_histogram(patterns, rows, start, width, first, self.scale, origin, ceiling, histogram)
+
+    def upper_edge(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Upper end of one bin of every neuron, float64 (neurons,); see `edges`."""
+        level = np.where(bins > ZERO_BIN, bins - ZERO_BIN, ZERO_BIN - 1 - np.maximum(bins, 1))
+        low, high = self._magnitudes(level[:, None])
+        return np.where(bins > ZERO_BIN, high[:, 0], np.where(bins < ZERO_BIN, -low[:, 0], 0.0))
 
     def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower and upper end of every bin, float64 (neurons, 256): each value lies within its bin's ends, included.
 
         The outermost bins reach to ∓ the largest float32. Bin 0 is never used; its ends are those of bin 1.
         """
-        steps = np.arange(_MAGNITUDES + 1, dtype=np.uint32) << np.uint32(BIN_SHIFT)
-        bounds = (self.scale.view(np.uint32)[:, None] + steps).view(np.float32).astype(np.float64)
-        bounds -= self.scale[:, None]  # |x| at the ends of the levels, (neurons, 128)
-        # |x| + s was rounded to float32, so a value may lie that much beyond its bin's end
-        slack = np.finfo(np.float32).eps * (bounds + self.scale[:, None])
-        low, high = np.maximum(bounds[:, :-1] - slack[:, :-1], 0), bounds[:, 1:] + slack[:, 1:]
-        high[:, -1] = np.finfo(np.float32).max
-        zero = np.zeros((len(self.scale), 1))
+        low, high = self._magnitudes(np.arange(_MAGNITUDES + 1)[None])
+        low, high, zero = low[:, :-1], high[:, 1:], np.zeros((len(self.scale), 1))
         lower = np.concatenate([-high[:, ::-1], zero, low], axis=1)
         upper = np.concatenate([-low[:, ::-1], zero, high], axis=1)
         return np.concatenate([lower[:, :1], lower], axis=1), np.concatenate([upper[:, :1], upper], axis=1)
+
+    def _magnitudes(self, level: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where the bins of one sign meet, as the end of the farther bin and of the nearer: (neurons, levels) each."""
+        bits = self.scale.view(np.uint32)[:, None] + (level.astype(np.uint32) << np.uint32(BIN_SHIFT))
+        offset = bits.view(np.float32).astype(np.float64)
+        bounds = offset - self.scale[:, None]
+        # |x| + s was rounded to float32, so a value may lie that much beyond its bin's end
+        slack = np.finfo(np.float32).eps * offset
+        return np.maximum(bounds - slack, 0), np.where(level == _MAGNITUDES, np.finfo(np.float32).max, bounds + slack)
 
 
 def empty_histogram(tags: int, neurons: int) -> NDArray[np.uint32]:

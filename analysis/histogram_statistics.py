@@ -2,8 +2,8 @@
 
 A histogram is uint32 (tags, neurons, bins): bins in ascending order of value, equal values in one bin, and one bin that
 holds exact zeros only. What the order inside a bin leaves open is bounded: every approximate statistic comes with an error,
-and the exact one lies within it whatever the values are, up to the rounding of float64 (1e-12). Counts are summed in int64
-and multiplied in float64, whose integers are exact to 2⁵³ and which does not overflow.
+and the exact one lies within it whatever the values are, up to the rounding of float64 (1e-12). Counts are summed in 64-bit
+integers and multiplied there too where they fit, else in float64, which does not overflow.
 
 A tag without tokens, or with all of them, tells nothing: see each function for what it gives. Nothing is ever NaN.
 """
@@ -16,19 +16,27 @@ from numpy.typing import ArrayLike, NDArray
 
 _njit = numba.njit(nogil=True, cache=True)
 _Floats = NDArray[np.float64]
+_Counts = NDArray[np.int64]
+_EXACT_TOKENS = 1 << 31
 
 
-def auroc_of_histogram(histogram: NDArray[np.uint32], *, zero_bin: int) -> tuple[_Floats, _Floats]:
+def auroc_of_histogram(
+    histogram: NDArray[np.uint32], *, zero_bin: int, pooled: _Counts | None = None
+) -> tuple[_Floats, _Floats]:
     """AUROC of every tag against all other tags.
 
     P(x₊ > x₋) + ½·P(x₊ = x₋), with all pairs in one bin counted half: Mann & Whitney (1947), Ann. Math. Stat. 18, 50–60.
     Each such pair may count 0 to 1 instead, so the error is ½·Σ_b p_b·n_b/(P·N), without the zeros, whose ties are real.
+    With t = p + n the tokens of all tags and T_b those in lower bins, the pairs that count are Σ_b p_b·(T_b + t_b/2) − P²/2:
+    a product of vectors, as the tag's tokens among themselves win half of their pairs.
 
     Parameters
     ----------
     histogram : uint32 (tags, neurons, bins)
     zero_bin
         The bin of exact zeros; −1 where there is none.
+    pooled : int64 (neurons, bins)
+        Of `pooled_histogram`, if it is known.
 
     Returns
     -------
@@ -36,7 +44,11 @@ def auroc_of_histogram(histogram: NDArray[np.uint32], *, zero_bin: int) -> tuple
         0.5 and 0 for a tag without tokens, or with all of them.
     """
     area, error = np.empty((2, *histogram.shape[:2]))
-    _auroc(histogram, pooled_histogram(histogram), zero_bin, area, error)
+    if pooled is None:
+        pooled = pooled_histogram(histogram)
+    # whole numbers are exact and vectorised, as long as the products of two counts fit
+    exact = np.max(pooled.sum(axis=1), initial=0) < _EXACT_TOKENS
+    _auroc(histogram, pooled.astype(np.uint64 if exact else np.float64), zero_bin, area, error)
     return area, error
 
 
@@ -92,7 +104,9 @@ def mutual_information_of_histogram(histogram: NDArray[np.uint32]) -> _Floats:
     return bits
 
 
-def hits_of_histogram(histogram: NDArray[np.uint32], *, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def hits_of_histogram(
+    histogram: NDArray[np.uint32], *, share: float, pooled: _Counts | None = None
+) -> tuple[_Counts, _Counts]:
     """Tokens of every tag above the threshold that the given share of all tokens exceeds.
 
     The threshold is the edge between two bins above which the number of tokens comes nearest to ``share``; of several such
@@ -105,6 +119,8 @@ def hits_of_histogram(histogram: NDArray[np.uint32], *, share: float) -> tuple[N
     histogram : uint32 (tags, neurons, bins)
     share
         Share of all tokens, such as 0.05.
+    pooled : int64 (neurons, bins)
+        Of `pooled_histogram`, if it is known.
 
     Returns
     -------
@@ -113,19 +129,18 @@ def hits_of_histogram(histogram: NDArray[np.uint32], *, share: float) -> tuple[N
     first : int64 (neurons,)
         The lowest bin that counts, 1 to bins: the threshold is the upper end of the bin before it.
     """
-    pooled = pooled_histogram(histogram)
-    above = np.zeros_like(pooled)  # (neurons, bins): tokens in the bins after b
-    above[:, :-1] = np.cumsum(pooled[:, :0:-1], axis=1)[:, ::-1]
-    wanted = share * pooled.sum(axis=1, keepdims=True)
-    first = np.argmin(np.abs(above - wanted), axis=1) + 1
+    if pooled is None:
+        pooled = pooled_histogram(histogram)
+    first = np.empty(len(pooled), dtype=np.int64)
+    _top_bins(pooled, share, first)
     hits = np.empty(histogram.shape[:2], dtype=np.int64)
     _count_from(histogram, first, hits)
     return hits, first
 
 
-def occupied_bins_of_histogram(histogram: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Bins with at least one token of any tag, int64 (neurons,)."""
-    return np.asarray(np.count_nonzero(pooled_histogram(histogram), axis=1), dtype=np.int64)
+def occupied_bins(pooled: _Counts) -> _Counts:
+    """Bins with at least one token of any tag, int64 (neurons,), from `pooled_histogram`."""
+    return np.asarray(np.count_nonzero(pooled, axis=1), dtype=np.int64)
 
 
 def quantiles_of_histogram(
@@ -189,6 +204,20 @@ def _add_tags(histogram: Any, pooled: Any) -> None:
 
 
 @_njit  # type: ignore[untyped-decorator]
+def _top_bins(pooled: Any, share: float, first: Any) -> None:
+    for j in range(pooled.shape[0]):
+        line = pooled[j]
+        wanted = share * line.sum()
+        above = np.int64(0)
+        best, first[j] = wanted, line.shape[0]
+        for b in range(line.shape[0] - 1, 0, -1):
+            above += line[b]
+            away = abs(above - wanted)
+            if away <= best:
+                best, first[j] = away, b
+
+
+@_njit  # type: ignore[untyped-decorator]
 def _count_from(histogram: Any, first: Any, hits: Any) -> None:
     for tag in range(histogram.shape[0]):
         for j in range(histogram.shape[1]):
@@ -202,20 +231,28 @@ def _count_from(histogram: Any, first: Any, hits: Any) -> None:
 @_njit  # type: ignore[untyped-decorator]
 def _auroc(histogram: Any, pooled: Any, zero_bin: int, area: Any, error: Any) -> None:
     tags, neurons, bins = histogram.shape
-    for tag in range(tags):
-        for j in range(neurons):
-            line, everything = histogram[tag, j], pooled[j]
-            positives = negatives = wins = ties = 0.0
+    number = pooled.dtype.type
+    middle = np.empty(bins, dtype=pooled.dtype)  # twice: tokens in lower bins and half of those in the bin
+    for j in range(neurons):
+        everything = pooled[j]
+        tokens = number(0)
+        for b in range(bins):
+            middle[b] = tokens + tokens + everything[b]
+            tokens += everything[b]
+        for tag in range(tags):
+            line = histogram[tag, j]
+            positives = twice = ties = number(0)
             for b in range(bins):
-                p = np.float64(line[b])
-                n = np.float64(everything[b]) - p
-                wins += p * (negatives + 0.5 * n)
-                ties += 0.0 if b == zero_bin else p * n
+                p = number(line[b])
                 positives += p
-                negatives += n
-            pairs = positives * negatives
-            area[tag, j] = wins / pairs if pairs > 0 else 0.5
-            error[tag, j] = 0.5 * ties / pairs if pairs > 0 else 0.0
+                twice += p * middle[b]
+                ties += p * (everything[b] - p)
+            if zero_bin >= 0:
+                p = number(line[zero_bin])
+                ties -= p * (everything[zero_bin] - p)
+            pairs = np.float64(positives) * np.float64(tokens - positives)
+            area[tag, j] = 0.5 * np.float64(twice - positives * positives) / pairs if pairs > 0 else 0.5
+            error[tag, j] = 0.5 * np.float64(ties) / pairs if pairs > 0 else 0.0
 
 
 @_njit  # type: ignore[untyped-decorator]

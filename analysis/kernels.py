@@ -20,6 +20,7 @@ _TILE = 32  # rows transposed at once: 32 uint16 keys fill a cache line
 _SKIP = 8  # keys skipped at once where a table is empty: one vector register
 _POOR = 30.0  # sums about a shift five deviations away keep all but two of sixteen digits
 _FAR = 1e3
+_SHIFT_ROWS = 64
 BINS = 256
 ZERO_BIN = 128
 BIN_SHIFT = 19  # of 23 bits of mantissa: sixteen bins from one power of two to the next
@@ -42,22 +43,125 @@ def _typed_as_float32(bits):  # type: ignore[no-untyped-def] # numba compares si
     return lambda bits: bits
 
 
+def _is_positive(bits: Any) -> Any:
+    """Whether a stored pattern's value is above zero."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(_is_positive, inline="always")
+def _typed_is_positive(bits):  # type: ignore[no-untyped-def]
+    if bits == types.float32:
+        return lambda bits: np.int32(bits > 0)
+    return lambda bits: np.int32(np.int16(bits) > np.int16(0))  # sign and magnitude: a positive integer
+
+
 @_njit  # type: ignore[untyped-decorator]
-def sums(
-    codes: Any, rows: Any, start: Any, width: int, total: Any, absolute: Any, active: Any, lowest: Any, highest: Any
+def add_basic(
+    codes: Any, rows: Any, start: Any, width: int, first: int, count: Any, shift: Any, mean: Any, m2: Any, active: Any
 ) -> None:
-    """Per group: add Σx, Σ|x| and count(x > 0), lower `lowest` and raise `highest`; see `moments.chunk_moments`."""
+    """Add the rows of a chunk to the moments of every group, in one pass about `shift`; see `moments.add_chunk_basic`.
+
+    Where the shift lies so far from a group's values that the difference of sums would cancel, the group is read again.
+    """
+    a, b, c = np.empty(width), np.empty(width), np.empty(width, dtype=np.int32)
+    if not count.any() and rows.shape[0]:
+        shift[:] = 0
+        some = min(rows.shape[0], _SHIFT_ROWS)
+        for i in range(some):
+            row = codes[rows[i * rows.shape[0] // some]]
+            for j in range(width):
+                shift[j] += np.float64(_as_float32(row[j]))
+        shift /= some
     for group in range(start.shape[0] - 1):
         i, end = start[group], start[group + 1]
-        a, b, c, low, high = total[group], absolute[group], active[group], lowest[group], highest[group]
+        n1, n2 = count[group], end - i
+        if n2 == 0:
+            continue
+        a[:] = 0
+        b[:] = 0
+        c[:] = 0
         # Four rows at once: accumulators that are loaded and stored for every row take two and a half times as long.
         while i + 4 <= end:
             r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
             for j in range(width):
+                d0 = np.float64(_as_float32(r0[j])) - shift[j]
+                d1 = np.float64(_as_float32(r1[j])) - shift[j]
+                d2 = np.float64(_as_float32(r2[j])) - shift[j]
+                d3 = np.float64(_as_float32(r3[j])) - shift[j]
+                a[j] += (d0 + d1) + (d2 + d3)
+                b[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+                c[j] += (_is_positive(r0[j]) + _is_positive(r1[j])) + (_is_positive(r2[j]) + _is_positive(r3[j]))
+            i += 4
+        while i < end:
+            row = codes[rows[i]]
+            for j in range(width):
+                d = np.float64(_as_float32(row[j])) - shift[j]
+                a[j] += d
+                b[j] += d * d
+                c[j] += _is_positive(row[j])
+            i += 1
+        poor = False
+        for j in range(width):
+            offset = a[j] / n2
+            lost = n2 * offset * offset
+            a[j] = shift[j] + offset
+            b[j] -= lost
+            poor |= lost > _POOR * b[j] or abs(a[j]) * _FAR < abs(shift[j])
+        if poor:
+            _read_again(codes, rows, start[group], end, width, shift, a, b)
+        share = n2 / (n1 + n2)
+        both = n1 * share
+        u, v, w = mean[group], m2[group], active[group]
+        for j in range(width):
+            delta = a[j] - u[first + j]
+            v[first + j] += b[j] + delta * delta * both
+            u[first + j] += delta * share
+            w[first + j] += c[j]
+        count[group] = n1 + n2
+
+
+@_njit  # type: ignore[untyped-decorator]
+def _read_again(codes: Any, rows: Any, start: int, end: int, width: int, shift: Any, a: Any, b: Any) -> None:
+    count = end - start
+    for j in range(width):
+        lost = count * (a[j] - shift[j]) ** 2
+        if lost > 0.5 * _POOR * b[j] or abs(a[j]) * 0.5 * _FAR < abs(shift[j]):
+            total = 0.0
+            for k in range(start, end):
+                total += np.float64(_as_float32(codes[rows[k], j]))
+            a[j] = total / count
+            b[j] = 0.0
+            for k in range(start, end):
+                b[j] += (np.float64(_as_float32(codes[rows[k], j])) - a[j]) ** 2
+
+
+@_njit  # type: ignore[untyped-decorator]
+def add_moments(
+    codes: Any, rows: Any, start: Any, width: int, first: int, count: Any, mean: Any, m2: Any, m3: Any, m4: Any,
+    absolute: Any, active: Any, lowest: Any, highest: Any,
+) -> None:  # fmt: skip
+    """Add the rows of a chunk to the moments of every group, which is read twice while it is in L1."""
+    a, b, c = np.empty(width), np.empty(width), np.empty(width, dtype=np.int32)
+    s2, s3, s4 = np.empty(width), np.empty(width), np.empty(width)
+    low, high = np.empty(width, dtype=np.float32), np.empty(width, dtype=np.float32)
+    for group in range(start.shape[0] - 1):
+        i, end = start[group], start[group + 1]
+        n1, n2 = count[group], end - i
+        if n2 == 0:
+            continue
+        a[:] = 0
+        b[:] = 0
+        c[:] = 0
+        low[:] = np.inf
+        high[:] = -np.inf
+        while i + 4 <= end:
+            r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
+            for j in range(width):
                 x0, x1, x2, x3 = _as_float32(r0[j]), _as_float32(r1[j]), _as_float32(r2[j]), _as_float32(r3[j])
-                a[j] += (np.float64(x0) + np.float64(x1)) + (np.float64(x2) + np.float64(x3))
-                b[j] += (abs(np.float64(x0)) + abs(np.float64(x1))) + (abs(np.float64(x2)) + abs(np.float64(x3)))
-                c[j] += (np.int32(x0 > 0) + np.int32(x1 > 0)) + (np.int32(x2 > 0) + np.int32(x3 > 0))
+                y0, y1, y2, y3 = np.float64(x0), np.float64(x1), np.float64(x2), np.float64(x3)
+                a[j] += (y0 + y1) + (y2 + y3)
+                b[j] += (abs(y0) + abs(y1)) + (abs(y2) + abs(y3))
+                c[j] += (_is_positive(r0[j]) + _is_positive(r1[j])) + (_is_positive(r2[j]) + _is_positive(r3[j]))
                 # not min() and max(), whose care about NaN keeps LLVM from one instruction
                 m0 = x0 if x0 < x1 else x1
                 m1 = x2 if x2 < x3 else x3
@@ -74,89 +178,69 @@ def sums(
                 x = _as_float32(row[j])
                 a[j] += np.float64(x)
                 b[j] += abs(np.float64(x))
-                c[j] += np.int32(x > 0)
+                c[j] += _is_positive(row[j])
                 low[j] = x if x < low[j] else low[j]
                 high[j] = x if x > high[j] else high[j]
             i += 1
-
-
-@_njit  # type: ignore[untyped-decorator]
-def central_sums(codes: Any, rows: Any, start: Any, width: int, mean: Any, m2: Any, m3: Any, m4: Any) -> None:
-    """Per group: add Σ(x − mean)², Σ(x − mean)³ and Σ(x − mean)⁴."""
-    for group in range(start.shape[0] - 1):
-        i, end = start[group], start[group + 1]
-        centre, a, b, c = mean[group], m2[group], m3[group], m4[group]
-        while i + 4 <= end:
-            r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
-            for j in range(width):
-                d0 = np.float64(_as_float32(r0[j])) - centre[j]
-                d1 = np.float64(_as_float32(r1[j])) - centre[j]
-                d2 = np.float64(_as_float32(r2[j])) - centre[j]
-                d3 = np.float64(_as_float32(r3[j])) - centre[j]
-                s0, s1, s2, s3 = d0 * d0, d1 * d1, d2 * d2, d3 * d3
-                a[j] += (s0 + s1) + (s2 + s3)
-                b[j] += (s0 * d0 + s1 * d1) + (s2 * d2 + s3 * d3)
-                c[j] += (s0 * s0 + s1 * s1) + (s2 * s2 + s3 * s3)
-            i += 4
-        while i < end:
-            row = codes[rows[i]]
-            for j in range(width):
-                d0 = np.float64(_as_float32(row[j])) - centre[j]
-                s0 = d0 * d0
-                a[j] += s0
-                b[j] += s0 * d0
-                c[j] += s0 * s0
-            i += 1
-
-
-@_njit  # type: ignore[untyped-decorator]
-def basic_sums(codes: Any, rows: Any, start: Any, width: int, shift: Any, mean: Any, m2: Any, active: Any) -> None:
-    """Per group: mean, Σ(x − mean)² and count(x > 0), written over what is there, in one pass about `shift`.
-
-    Where the shift lies so far from a group's values that the difference of sums would cancel, the group is read again.
-    """
-    for group in range(start.shape[0] - 1):
-        i, end = start[group], start[group + 1]
-        a, b, c = mean[group], m2[group], active[group]
-        a[:] = 0
-        b[:] = 0
-        c[:] = 0
-        while i + 4 <= end:
-            r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
-            for j in range(width):
-                x0, x1, x2, x3 = _as_float32(r0[j]), _as_float32(r1[j]), _as_float32(r2[j]), _as_float32(r3[j])
-                d0, d1 = np.float64(x0) - shift[j], np.float64(x1) - shift[j]
-                d2, d3 = np.float64(x2) - shift[j], np.float64(x3) - shift[j]
-                a[j] += (d0 + d1) + (d2 + d3)
-                b[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-                c[j] += (np.int32(x0 > 0) + np.int32(x1 > 0)) + (np.int32(x2 > 0) + np.int32(x3 > 0))
-            i += 4
-        while i < end:
-            row = codes[rows[i]]
-            for j in range(width):
-                x = _as_float32(row[j])
-                d = np.float64(x) - shift[j]
-                a[j] += d
-                b[j] += d * d
-                c[j] += np.int32(x > 0)
-            i += 1
-        count = end - start[group]
         for j in range(width):
-            offset = a[j] / max(count, 1)
-            lost = count * offset * offset
-            a[j] = shift[j] + offset
-            b[j] -= lost
-            if count and (lost > _POOR * b[j] or abs(a[j]) < abs(shift[j]) / _FAR):
-                total = 0.0
-                for k in range(start[group], end):
-                    total += np.float64(_as_float32(codes[rows[k], j]))
-                a[j] = total / count
-                b[j] = 0.0
-                for k in range(start[group], end):
-                    d = np.float64(_as_float32(codes[rows[k], j])) - a[j]
-                    b[j] += d * d
-        if count == 0:
-            a[:] = 0
+            a[j] /= n2  # now the mean
+            b[j] /= n2
+        s2[:] = 0
+        s3[:] = 0
+        s4[:] = 0
+        i = start[group]
+        while i + 4 <= end:
+            r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
+            for j in range(width):
+                d0 = np.float64(_as_float32(r0[j])) - a[j]
+                d1 = np.float64(_as_float32(r1[j])) - a[j]
+                d2 = np.float64(_as_float32(r2[j])) - a[j]
+                d3 = np.float64(_as_float32(r3[j])) - a[j]
+                q0, q1, q2, q3 = d0 * d0, d1 * d1, d2 * d2, d3 * d3
+                s2[j] += (q0 + q1) + (q2 + q3)
+                s3[j] += (q0 * d0 + q1 * d1) + (q2 * d2 + q3 * d3)
+                s4[j] += (q0 * q0 + q1 * q1) + (q2 * q2 + q3 * q3)
+            i += 4
+        while i < end:
+            row = codes[rows[i]]
+            for j in range(width):
+                d0 = np.float64(_as_float32(row[j])) - a[j]
+                q0 = d0 * d0
+                s2[j] += q0
+                s3[j] += q0 * d0
+                s4[j] += q0 * q0
+            i += 1
+        last = first + width
+        u, v, w, lower, upper = (
+            absolute[group, first:last], active[group, first:last], mean[group, first:last],
+            lowest[group, first:last], highest[group, first:last],
+        )  # fmt: skip
+        _merge(n1, n2, w, m2[group, first:last], m3[group, first:last], m4[group, first:last], a, s2, s3, s4)
+        w1, w2 = n1 / (n1 + n2), n2 / (n1 + n2)
+        for j in range(width):
+            u[j] = u[j] * w1 + b[j] * w2
+            v[j] += c[j]
+            lower[j] = low[j] if low[j] < lower[j] else lower[j]
+            upper[j] = high[j] if high[j] > upper[j] else upper[j]
+        count[group] = n1 + n2
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _merge(n1: Any, n2: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> None:
+    whole = max(n1 + n2, 1)
+    w1, w2 = n1 / whole, n2 / whole
+    both = n1 * w2
+    for j in range(a.shape[0]):
+        delta = e[j] - a[j]
+        square = delta * delta
+        d[j] += (
+            h[j]
+            + square * (square * (both * (w1 * w1 - w1 * w2 + w2 * w2)) + 6 * (w1 * w1 * f[j] + w2 * w2 * b[j]))
+            + 4 * delta * (w1 * g[j] - w2 * c[j])
+        )
+        c[j] += g[j] + delta * (square * (both * (w1 - w2)) + 3 * (w1 * f[j] - w2 * b[j]))
+        b[j] += f[j] + square * both
+        a[j] += delta * w2
 
 
 @_njit  # type: ignore[untyped-decorator]
@@ -165,22 +249,10 @@ def merge_moments(
 ) -> None:
     """Merge the second moments into the first, in place: Pébay 2008, eqs. 2.1, 2.2 and 2.4; counts (groups, 1)."""
     for group in range(n1.shape[0]):
-        whole = max(n1[group, 0] + n2[group, 0], 1)
-        w1, w2 = n1[group, 0] / whole, n2[group, 0] / whole
-        both = n1[group, 0] * w2
-        a, b, c, d = mean1[group], m2_1[group], m3_1[group], m4_1[group]
-        e, f, g, h = mean2[group], m2_2[group], m3_2[group], m4_2[group]
-        for j in range(a.shape[0]):
-            delta = e[j] - a[j]
-            square = delta * delta
-            d[j] += (
-                h[j]
-                + square * (square * (both * (w1 * w1 - w1 * w2 + w2 * w2)) + 6 * (w1 * w1 * f[j] + w2 * w2 * b[j]))
-                + 4 * delta * (w1 * g[j] - w2 * c[j])
-            )
-            c[j] += g[j] + delta * (square * (both * (w1 - w2)) + 3 * (w1 * f[j] - w2 * b[j]))
-            b[j] += f[j] + square * both
-            a[j] += delta * w2
+        _merge(
+            n1[group, 0], n2[group, 0], mean1[group], m2_1[group], m3_1[group], m4_1[group],
+            mean2[group], m2_2[group], m3_2[group], m4_2[group],
+        )  # fmt: skip
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
@@ -196,7 +268,7 @@ def _bins(row: Any, scale: Any, origin: Any, ceiling: Any, width: int, out: Any)
 
 @_njit  # type: ignore[untyped-decorator]
 def add_to_histogram(
-    codes: Any, rows: Any, start: Any, width: int, scale: Any, origin: Any, ceiling: Any, histogram: Any
+    codes: Any, rows: Any, start: Any, width: int, first: int, scale: Any, origin: Any, ceiling: Any, histogram: Any
 ) -> None:
     """Count the rows of each tag by bin: histogram uint32 (tags, neurons, 256); see `histogram.Binning`."""
     table = np.empty((width, BINS), dtype=np.uint16)  # 32 KiB for 64 neurons: fits the first-level cache, uint32 would not
@@ -216,7 +288,7 @@ def add_to_histogram(
                 if few:
                     for k in range(some):
                         for j in range(width):
-                            counts[j, bins[k, j]] += np.uint32(1)
+                            counts[first + j, bins[k, j]] += np.uint32(1)
                 else:
                     for k in range(some):
                         line = bins[k]
@@ -225,8 +297,9 @@ def add_to_histogram(
                 i += some
             if not few:
                 for j in range(width):
+                    line, out = table[j], counts[first + j]
                     for k in range(BINS):
-                        counts[j, k] += table[j, k]
+                        out[k] += line[k]
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]

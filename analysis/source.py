@@ -1,6 +1,6 @@
 """What the analysis needs of a lake, as a protocol: `neuronlake.store.Lake` fits, and so does anything held in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from neuronlake.store.errors import InputError
 
 DEFAULT_SITE = "mlp.post"
-_VERSIONED = ("neuronlake", "numpy", "numba", "scipy", "scikit-learn", "dask", "xarray")
+_VERSIONED = ("neuronlake", "numpy", "numba", "scipy", "scikit-learn", "dask", "xarray", "duckdb")
 
 
 class LakeSource(Protocol):
@@ -50,6 +50,11 @@ class LakeSource(Protocol):
 
     def read_codes(self, *, layer: int, block: int, chunk: int, out: NDArray[Any], site: str) -> NDArray[Any]:
         """Decode one inner chunk into `out`: bit patterns of the values, (block rows, chunk neurons), C order."""
+
+    def read_chunks(
+        self, *, layer: int, block: int, chunks: range, rows: int | None, out: NDArray[Any], site: str
+    ) -> Iterator[NDArray[Any]]:
+        """Decode neighbouring inner chunks one after the other into `out`, of which only the first `rows` are wanted."""
 
     def read_block(
         self, *, layer: int, block: int, neurons: Sequence[int] | NDArray[Any] | None, site: str

@@ -264,7 +264,7 @@ class _Run:
         group = self._labels.codes[labelled] * job.folds + fold_of(self._labels.documents[labelled], job.folds)
         count = np.bincount(group, minlength=len(job.tags) * job.folds).reshape(len(job.tags), job.folds)
         return gather_columns(
-            [column for piece in found for column in piece],
+            found,
             layers=layers,
             neurons=source.neurons,
             tags=job.tags,

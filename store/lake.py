@@ -235,6 +235,30 @@ class Lake:
             shard.patterns(chunk, out)
         return out[:, : self.neurons - chunk * self.chunk_neurons]
 
+    def read_chunks(
+        self,
+        *,
+        layer: int,
+        block: int,
+        chunks: range,
+        rows: int | None = None,
+        out: NDArray[Any],
+        site: str = layout.DEFAULT_SITE,
+    ) -> Iterator[NDArray[Any]]:
+        """Read neighbouring inner chunks one after the other, each as `read_codes` does, into the same array.
+
+        Parameters
+        ----------
+        rows
+            Only the first so many rows are wanted: what the others hold is undefined. None means all.
+        """
+        self._check(site, layer)
+        self._check_block(block)
+        with self.reader.shard(site, layer, block) as shard:
+            for chunk in chunks:
+                shard.patterns(chunk, out, rows=rows)
+                yield out[:, : self.neurons - chunk * self.chunk_neurons]
+
     def scan(
         self,
         kernel: Callable[[Tile], _Result],

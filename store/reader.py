@@ -150,10 +150,13 @@ class Shard:
         """Decompress one inner chunk, and no more, into `out`: dtype `codes`, (block rows, chunk neurons), C order."""
         self._reader.decompress(self._file, self._path, self._index[chunk], chunk, out)
 
-    def patterns(self, chunk: int, out: NDArray[Any]) -> None:
-        """Decode one inner chunk to the bit patterns of its values: dtype `stored`, (block rows, chunk neurons), C order."""
+    def patterns(self, chunk: int, out: NDArray[Any], *, rows: int | None = None) -> None:
+        """Decode one inner chunk to the bit patterns of its values: dtype `stored`, (block rows, chunk neurons), C order.
+
+        With `rows`, those after the first so many hold anything.
+        """
         if self._reader.encoding.quantised:
-            expand(self._decompressed(chunk), self._scales(chunk), out)
+            expand(self._decompressed(chunk)[:rows], self._scales(chunk), out)
         else:
             self.codes(chunk, out)
 
