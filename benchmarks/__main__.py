@@ -3,7 +3,10 @@
 import sys
 from importlib import import_module
 
-NAMES = ("alignment", "encodings", "extraction", "faults", "fidelity", "kill", "languages", "memory", "reference", "storage")
+NAMES = (
+    "alignment", "encodings", "extraction", "faults", "fidelity", "kill", "languages", "memory", "reference", "statistics",
+    "storage",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> int:

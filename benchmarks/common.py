@@ -44,13 +44,13 @@ def scratch() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="neuronlake-benchmark-")
 
 
-def ewt_lake() -> Path:
-    """A float16 lake of EWT dev through SmolLM2, extracted once and kept under build/ (a minute and a half)."""
+def ewt_lake(encoding: str = "float16") -> Path:
+    """A lake of EWT dev through SmolLM2, extracted once and kept under build/ (a minute and a half)."""
     from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
 
-    root = ROOT / "build" / "benchmark-ewt-dev.lake"
+    root = ROOT / "build" / ("benchmark-ewt-dev.lake" if encoding == "float16" else f"benchmark-ewt-dev-{encoding}.lake")
     corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,))
-    extract(root, corpus, resolve_model(smollm2()), ExtractSettings(encoding="float16"))
+    extract(root, corpus, resolve_model(smollm2()), ExtractSettings(encoding=encoding))
     return root
 
 

@@ -21,7 +21,9 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("extraction", "run(1, 512)", "| neuronlake | "),
         ("faults", "run(60, 80, 20)", "'found by verify': 100"),
         ("kill", "run(2)", "every finished lake is byte-identical"),
+        ("languages", "run(('smollm2',), 12)", "LAPE neurons of each language"),
         ("memory", "run(40, 2)", "| 2x | "),
+        ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
         (
             "storage",
             "run(layers=2, blocks=2, tall_blocks=3, block_rows=1024, repeats=1, encodings=('int8a',), share=0.01)",
