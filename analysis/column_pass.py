@@ -157,10 +157,9 @@ def _derived(job: Pass, found: Partials, layer: int, chunks: range) -> dict[str,
         return {}
     if found.histogram is not None and found.exponent is not None:
         kept = found.histogram if len(job.kept) == len(job.tags) else found.histogram[job.kept]
-        return {
-            **derived_statistics(kept, Binning.of_exponents(found.exponent)),
-            **requested_statistics(kept, job.also),
-        }
+        binning = Binning.of_exponents(found.exponent)
+        ends = found.pooled.minimum[job.kept], found.pooled.maximum[job.kept]
+        return derived_statistics(kept, binning) | requested_statistics(kept, binning, *ends, job.also)
     parts = [
         column_auroc(job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES)
         for chunk in chunks

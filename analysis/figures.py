@@ -258,7 +258,9 @@ def layer_class_counts(counts: xr.DataArray, path: str | Path, *, title: str = "
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("layer")
         axes.set_ylabel("neurons")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(names), int(width / 2.1)))
+        longest = text_inches(axes.get_legend_handles_labels()[1], 8.5)
+        columns = max(1, min(len(names), int((width - 1.0) / (longest + 0.45))))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     return path
 
 

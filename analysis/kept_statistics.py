@@ -25,6 +25,7 @@ from neuronlake.analysis.column import Partials
 from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statistics
 from neuronlake.analysis.execute import Progress, run_all
 from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
+from neuronlake.analysis.histogram import Binning
 from neuronlake.analysis.labels import MIN_TOKENS
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import file_checksum
@@ -199,8 +200,11 @@ def with_requested(
 def _requested_of_layer(
     kept: KeptStatistics, tags: NDArray[np.int64], groups: Sequence[str], *, position: int
 ) -> dict[str, NDArray[Any]]:
-    counts = kept.read("histogram/counts", (slice(None), position))
-    return requested_statistics(np.ascontiguousarray(counts[tags]), groups)
+    counts, minimum, maximum = (
+        kept.read(name, (slice(None), position))[tags] for name in ("histogram/counts", "pooled/minimum", "pooled/maximum")
+    )
+    binning = Binning.of_exponents(kept.read("histogram/exponent", position))
+    return requested_statistics(np.ascontiguousarray(counts), binning, minimum, maximum, groups)
 
 
 def _keep_requested(kept: KeptStatistics, group: str, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -18,7 +18,7 @@ from neuronlake.analysis.column_pass import (
     piece_statistics,
     pieces,
 )
-from neuronlake.analysis.derived import requested
+from neuronlake.analysis.derived import QUANTILES, requested
 from neuronlake.analysis.execute import Progress, run_all
 from neuronlake.analysis.gathered import FOLD_FIELDS, Gathered, gather_columns
 from neuronlake.analysis.groups import FOLDS, fold_of, group_blocks
@@ -62,6 +62,11 @@ _VARIABLES: dict[str, tuple[str, str]] = {
     "hit_threshold": ("bin edge nearest to the 95th percentile of all labelled tokens", "activation"),
     "mutual_information": ("between having the tag and the bin of the activation", "bit"),
     "bins": ("occupied bins of the histogram", "1"),
+    **{
+        f"{name}{ending}": (f"{before}value that {share:.0%} of the tag's tokens do not exceed", "activation")
+        for name, share in QUANTILES.items()
+        for ending, before in (("", ""), ("_error", "upper bound of the error of the "))
+    },
 }
 _BASIC = ("mean", "variance", "fraction_active")
 _PER_FOLD = ("mean", "variance", "mean_absolute", "fraction_active")
@@ -118,8 +123,8 @@ def compute_statistics(
     basic
         Only count, mean, variance and share active: half the time.
     also
-        What takes a while to compute from histograms, on request: ``average_precision``, ``mutual_information``. Where
-        statistics are kept, both come from kept histograms, so that asking later costs no activation either.
+        What takes a while to compute from histograms, on request: ``average_precision``, ``mutual_information``,
+        ``quantiles``. Where statistics are kept, these come from kept histograms: asking later costs no activation either.
     folds
         Documents are dealt to so many folds, and moments kept per fold.
     only_folds
@@ -142,7 +147,7 @@ def compute_statistics(
         ``mean``, ``variance`` (ddof = 1), ``third_moment``, ``fourth_moment`` (central), ``mean_absolute``,
         ``fraction_active``, ``minimum``, ``maximum``; from histograms: ``auroc`` with its bound ``auroc_error``, ``hits``,
         ``hit_threshold``, ``bins``; on request ``average_precision`` and ``average_precision_low`` with bounds ``…_error``,
-        ``mutual_information``.
+        ``mutual_information``, ``quantile_05`` … ``median`` … ``quantile_95`` with bounds ``…_error``.
         Attributes say what was computed, of which lake, and which tags were dropped; they are JSON-compatible.
 
     Raises

@@ -16,7 +16,7 @@ from benchmarks.common import EWT_DEV, EWT_TRAIN, ROOT, corpora, ewt_lake, keep,
 
 _COLD = """
 import json, sys, time
-import dask, duckdb, numba, numpy, pandas, pyarrow.parquet, xarray, zarr
+import dask.array, duckdb, numba, numpy, pandas, pyarrow.parquet, xarray, zarr
 import neuronlake.analysis.refinement, neuronlake.analysis.ranking, neuronlake.analysis.statistics
 from neuronlake.analysis import compute_statistics, rank, refine
 from neuronlake.store import open_lake

@@ -47,6 +47,10 @@ def read_shape(source: ModelSource, *, trust_remote_code: bool = False) -> Model
             model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     except LOAD_ERRORS as error:
         raise InputError(f"could not read the model in {source.folder}: {first_line(error)}") from error
+    if getattr(config.get_text_config(), "use_bidirectional_attention", False):
+        raise InputError(
+            f"{config.model_type}: its tokens attend to later ones, but sentences are read as a causal model reads them"
+        )
     projections = find_projections(model)
     widths = {int(module.in_features) for module in projections.values()}
     if len(widths) != 1:

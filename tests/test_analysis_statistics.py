@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import neuronlake.analysis.column_pass as column_pass
 import neuronlake.analysis.statistics as statistics
 from neuronlake.analysis import compute_statistics, rank, refine, token_labels
+from neuronlake.analysis.derived import QUANTILES
 from neuronlake.analysis.exact import column_auroc
 from neuronlake.analysis.groups import group_blocks
 from neuronlake.analysis.labels import label_blocks
@@ -48,6 +49,10 @@ def assert_matches(dataset, labels, stored):
                     exact = [average_precision_score(truth, sign * both[:, neuron]) for neuron in range(both.shape[1])]
                     bound = found[f"{name}_error"].to_numpy()
                     assert np.all(np.abs(found[name].to_numpy() - exact) <= bound + 1e-12)
+                for name, share in QUANTILES.items():
+                    if name in found:
+                        exact = np.quantile(mine, share, axis=0, method="inverted_cdf")
+                        assert np.all(np.abs(found[name].to_numpy() - exact) <= found[f"{name}_error"].to_numpy() + 1e-12)
                 above = (mine > found["hit_threshold"].to_numpy()).sum(axis=0)
                 assert np.all(np.abs(found["hits"].to_numpy() - above) <= 1)  # an edge is one float32 rounding wide
 
@@ -55,7 +60,7 @@ def assert_matches(dataset, labels, stored):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_equals_a_plain_loop(encoding):
     lake = MemoryLake(encoding=encoding)
-    dataset = compute_statistics(lake, "upos", also=["average_precision"])
+    dataset = compute_statistics(lake, "upos", also=["average_precision", "quantiles"])
     assert_matches(dataset, token_labels(lake, "upos"), lake.stored)
 
 
@@ -67,7 +72,7 @@ def test_a_lake_on_disk(tmp_path, encoding):
     def stored(layer):
         return np.concatenate([lake.read_block(layer=layer, block=block) for block in lake.blocks])
 
-    found = compute_statistics(lake, "upos", also=["average_precision"])
+    found = compute_statistics(lake, "upos", also=["average_precision", "quantiles"])
     assert_matches(found, token_labels(lake, "upos"), stored)
 
 
