@@ -167,6 +167,11 @@ def text_inches(texts: Sequence[str], points: float) -> float:
     return max(map(len, texts), default=0) * 0.6 * points / 72
 
 
+def legend_columns(labels: Sequence[str], inches: float) -> int:
+    """Return in how many columns a legend above axes of that width fits, about."""
+    return max(1, min(len(labels), int((inches - 0.5) / (text_inches(labels, 8.5) + 0.45))))
+
+
 def wrap(text: str, points: float, inches: float) -> list[str]:
     """Return the text in lines of at most that many inches, about; empty text has no line."""
     return textwrap.wrap(text, max(20, int(inches / (0.56 * points / 72))))

@@ -17,6 +17,7 @@ from neuronlake.analysis.figure_style import (
     LOWER,
     check_path,
     describe,
+    legend_columns,
     picture,
     plain,
     robust_limit,
@@ -171,9 +172,10 @@ def tag_bars(dataset: xr.Dataset, method: str, path: str | Path, *, tags: Sequen
     per_tag = len(entries) // groups
     place = np.arange(len(entries)) + np.arange(len(entries)) // per_tag * (0.7 if per_tag > 1 else 0.0)
     labels = [f"{plain(entry['tag'])} ({entry['count']:,})" for entry in entries[::per_tag]]
+    width = max(7.4, 5.2 + text_inches(labels, 8))
     with picture(
         path,
-        width=max(7.4, 5.2 + text_inches(labels, 8)),
+        width=width,
         height=1.1 + max(1.2, 0.19 * (place[-1] + 1)),  # no lower than the axis' own label
         title=f"Best neuron{'s' if per_tag > 1 else ''} of each tag, by {method}",
         subtitle=describe(dataset.attrs, int(dataset["count"].sum())),
@@ -194,7 +196,8 @@ def tag_bars(dataset: xr.Dataset, method: str, path: str | Path, *, tags: Sequen
             handles.append(
                 axes.plot(chance, place, "|", color=INK, markersize=9, label="chance: the tag's share of tokens")[0]
             )
-        axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles))
+        columns = legend_columns([str(handle.get_label()) for handle in handles], width - text_inches(labels, 8))
+        axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     return path
 
 
@@ -258,8 +261,7 @@ def layer_class_counts(counts: xr.DataArray, path: str | Path, *, title: str = "
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("layer")
         axes.set_ylabel("neurons")
-        longest = text_inches(axes.get_legend_handles_labels()[1], 8.5)
-        columns = max(1, min(len(names), int((width - 1.0) / (longest + 0.45))))
+        columns = legend_columns(axes.get_legend_handles_labels()[1], width - 0.5)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     return path
 
