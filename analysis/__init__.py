@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
     from neuronlake.analysis.labels import LabelRequest, LabelVector, token_labels
     from neuronlake.analysis.neuron import neuron_name, parse_neuron
+    from neuronlake.analysis.permutation import permutation_test
     from neuronlake.analysis.probes import ProbeResult, probe
     from neuronlake.analysis.queries import top_tokens
     from neuronlake.analysis.rankers import RANKERS, Ranker
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.significance import benjamini_hochberg
     from neuronlake.analysis.source import LakeSource
     from neuronlake.analysis.splits import Split, split_documents
-    from neuronlake.analysis.statistics import compute_statistics
+    from neuronlake.analysis.statistics import compute_several, compute_statistics
 
 __all__ = [
     "RANKERS",
@@ -38,6 +39,7 @@ __all__ = [
     "Split",
     "StatisticsBuilder",
     "benjamini_hochberg",
+    "compute_several",
     "compute_statistics",
     "language_classes",
     "lape",
@@ -46,6 +48,7 @@ __all__ = [
     "neuron_histogram",
     "neuron_name",
     "parse_neuron",
+    "permutation_test",
     "probe",
     "rank",
     "refine",
@@ -76,6 +79,7 @@ _HOMES = {
         "neuron_name",
         "parse_neuron",
     ),
+    "permutation": ("permutation_test",),
     "probes": (
         "ProbeResult",
         "probe",
@@ -101,7 +105,10 @@ _HOMES = {
         "Split",
         "split_documents",
     ),
-    "statistics": ("compute_statistics",),
+    "statistics": (
+        "compute_several",
+        "compute_statistics",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -102,54 +102,77 @@ def create_counts(job: Pass, layers: int) -> None:
         create_array(job.folder, "histogram/counts", shape, "uint32", chunks)
 
 
-def piece_statistics(job: Pass, *, layer: int, first: int, stop: int) -> Column:
-    """Read the columns of one piece, block after block, and add them up."""
-    source, position = job.source, job.source.layers.index(layer)
-    earlier = None
+def piece_statistics(jobs: Sequence[Pass], *, layer: int, first: int, stop: int) -> list[Column]:
+    """Read the columns of one piece, block after block, and add them up, for one label set or several.
+
+    The jobs have the same source and site; every chunk is read once for all of them.
+    """
+    source, site = jobs[0].source, jobs[0].site
+    encoding = get_encoding(source.encoding)
+    width = source.chunk_neurons
+    chunks = range(first // width, -(-stop // width))
+    codes: NDArray[Any] = np.empty((source.block_rows, width), dtype=encoding.stored)
+    accumulators = [
+        Accumulator(
+            tags=len(job.tags),
+            folds=job.folds,
+            neurons=stop - first,
+            chunk_neurons=width,
+            values=encoding.values,
+            histogram=job.counted,
+            basic=job.basic,
+            earlier=_earlier(job, source.layers.index(layer), slice(first, stop)),
+            counts=_counts(place, len(job.tags), stop - first) if job.counted else None,
+        )
+        for place, job in enumerate(jobs)
+    ]
+    wanted: dict[int, list[tuple[Accumulator, BlockGroups]]] = {}
+    for job, accumulator in zip(jobs, accumulators, strict=True):
+        for groups in job.groups:
+            wanted.setdefault(groups.block, []).append((accumulator, groups))
+    # The histograms of one column stay in the cache while the blocks pass; moments are small, and a file is opened once.
+    basic = all(job.basic for job in jobs)
+    for span in [chunks] if basic else [range(chunk, chunk + 1) for chunk in chunks]:
+        for block, users in sorted(wanted.items(), key=lambda item: item[0]):
+            rows = 1 + max(groups.last_row for _, groups in users)
+            found = source.read_chunks(layer=layer, block=block, chunks=span, rows=rows, out=codes, site=site)
+            for column, _ in enumerate(found, span.start - chunks.start):
+                for accumulator, groups in users:
+                    accumulator.add(column, codes, groups)
+    return [
+        _column(job, accumulator.partials(), layer, first, chunks)
+        for job, accumulator in zip(jobs, accumulators, strict=True)
+    ]
+
+
+def _earlier(job: Pass, position: int, neurons: slice) -> Partials | None:
+    """What the blocks give that need not be read."""
+    found = None
     for part in job.earlier:
         places = {tag: place for place, tag in enumerate(part.tags)}
         here = np.array([places.get(tag, -1) for tag in job.tags])
-        known = retag(part.partials(position, slice(first, stop)), here, job.folds)
-        earlier = known if earlier is None else combine_partials(earlier, known)
-    encoding = get_encoding(source.encoding)
-    width = source.chunk_neurons
-    codes: NDArray[Any] = np.empty((source.block_rows, width), dtype=encoding.stored)
-    columns = Accumulator(
-        tags=len(job.tags),
-        folds=job.folds,
-        neurons=stop - first,
-        chunk_neurons=width,
-        values=encoding.values,
-        histogram=job.counted,
-        basic=job.basic,
-        earlier=earlier,
-        counts=_counts(len(job.tags), stop - first) if job.counted else None,
-    )
-    chunks = range(first // width, -(-stop // width))
-    # The histograms of one column stay in the cache while the blocks pass; moments are small, and a file is opened once.
-    spans = [chunks] if job.basic else [range(chunk, chunk + 1) for chunk in chunks]
-    for span in spans:
-        for block in job.groups:
-            found = source.read_chunks(
-                layer=layer, block=block.block, chunks=span, rows=block.last_row + 1, out=codes, site=job.site
-            )
-            for column, _ in enumerate(found, span.start - chunks.start):
-                columns.add(column, codes, block)
-    partials = columns.partials()
+        known = retag(part.partials(position, neurons), here, job.folds)
+        found = known if found is None else combine_partials(found, known)
+    return found
+
+
+def _counts(place: int, tags: int, neurons: int) -> NDArray[np.uint32]:
+    """Memory for a piece's histograms, the same for all pieces of a thread."""
+    buffers: dict[int, NDArray[np.uint32]] = _local.__dict__.setdefault("counts", {})
+    size = tags * neurons * BINS
+    if place not in buffers or buffers[place].size < size:
+        buffers[place] = np.empty(size, dtype=np.uint32)
+    return np.reshape(buffers[place][:size], (tags, neurons, BINS))
+
+
+def _column(job: Pass, partials: Partials, layer: int, first: int, chunks: range) -> Column:
     if job.folder is not None and partials.histogram is not None:
         import zarr
 
-        zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:stop] = partials.histogram
+        position, last = job.source.layers.index(layer), first + partials.histogram.shape[1]
+        zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:last] = partials.histogram
     derived = _derived(job, partials, layer, chunks)
     return Column(layer=layer, first=first, partials=replace(partials, histogram=None), derived=derived)
-
-
-def _counts(tags: int, neurons: int) -> NDArray[np.uint32]:
-    """Memory for a piece's histograms, the same for all pieces of a thread."""
-    size = tags * neurons * BINS
-    if getattr(_local, "counts", np.empty(0)).size < size:
-        _local.counts = np.empty(size, dtype=np.uint32)
-    return np.reshape(_local.counts[:size], (tags, neurons, BINS))
 
 
 def _derived(job: Pass, found: Partials, layer: int, chunks: range) -> dict[str, NDArray[Any]]:

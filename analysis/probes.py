@@ -141,12 +141,12 @@ def probe(
     if top_k is not None:
         statistics = statistics_of_labels(
             source,
-            train,
+            [train],
             layers=whole.layers,
             also=ranker.also,
             site=site,
             scheduler=scheduler,
-        )
+        )[0]
         statistics = refine(source, statistics, method, top=top_k, labels=train, scheduler=scheduler)
         features = top_features(source, statistics, method, top_k)
     options: dict[str, Any] = {"site": site, "scheduler": scheduler}

@@ -36,7 +36,7 @@ class Ranker:
     needs: tuple[str, ...]
     """Variables of the statistics that it reads; ``("probe",)`` for what no statistics can answer."""
     test: str
-    """Where p comes from, or "none; permutation": shuffle the labels of documents to get a null distribution."""
+    """Where p comes from, or "none; permutation": `permutation_test` gives one, as for any ranker."""
     compute: Callable[[xr.Dataset], xr.Dataset]
     """Statistics → scores, without any check."""
 

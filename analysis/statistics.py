@@ -12,15 +12,16 @@ import xarray as xr
 
 from neuronlake.analysis.column_pass import (
     MAX_HISTOGRAM_TAGS,
+    Column,
     Earlier,
     Pass,
     create_counts,
     piece_statistics,
     pieces,
 )
-from neuronlake.analysis.derived import QUANTILES, requested
+from neuronlake.analysis.derived import requested
 from neuronlake.analysis.execute import Progress, run_all
-from neuronlake.analysis.gathered import FOLD_FIELDS, Gathered, gather_columns
+from neuronlake.analysis.gathered import Gathered, gather_columns
 from neuronlake.analysis.groups import FOLDS, fold_of, group_blocks
 from neuronlake.analysis.kept_statistics import (
     KeptDamageError,
@@ -35,41 +36,11 @@ from neuronlake.analysis.kept_statistics import (
     write_gathered,
 )
 from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, LabelVector, label_blocks, token_labels
-from neuronlake.analysis.moments import merge_folds, select_groups
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, choose_layers, versions
+from neuronlake.analysis.statistics_dataset import as_dataset, check_size
 from neuronlake.store.errors import InputError, StorageError
 from neuronlake.store.kept import discard, publish, staging
 from neuronlake.store.lake import Lake
-
-MAX_BYTES = 16 << 30  # 16 GiB of results: 150 tags of an 8B-parameter model
-_DIMS = ("tag", "layer", "neuron")
-_VARIABLES: dict[str, tuple[str, str]] = {
-    "mean": ("mean activation", "activation"),
-    "variance": ("unbiased variance of the activation (ddof = 1)", "activation²"),
-    "third_moment": ("mean of (x − mean)³", "activation³"),
-    "fourth_moment": ("mean of (x − mean)⁴", "activation⁴"),
-    "mean_absolute": ("mean magnitude of the activation", "activation"),
-    "fraction_active": ("share of tokens with an activation above zero", "1"),
-    "minimum": ("smallest activation", "activation"),
-    "maximum": ("largest activation", "activation"),
-    "auroc": ("area under the ROC curve, tag against all other labelled tokens", "1"),
-    "auroc_error": ("upper bound of the error of auroc", "1"),
-    "average_precision": ("average precision of the activation as a detector of the tag", "1"),
-    "average_precision_error": ("upper bound of the error of average_precision", "1"),
-    "average_precision_low": ("average precision of the negated activation", "1"),
-    "average_precision_low_error": ("upper bound of the error of average_precision_low", "1"),
-    "hits": ("tokens above hit_threshold", "tokens"),
-    "hit_threshold": ("bin edge nearest to the 95th percentile of all labelled tokens", "activation"),
-    "mutual_information": ("between having the tag and the bin of the activation", "bit"),
-    "bins": ("occupied bins of the histogram", "1"),
-    **{
-        f"{name}{ending}": (f"{before}value that {share:.0%} of the tag's tokens do not exceed", "activation")
-        for name, share in QUANTILES.items()
-        for ending, before in (("", ""), ("_error", "upper bound of the error of the "))
-    },
-}
-_BASIC = ("mean", "variance", "fraction_active")
-_PER_FOLD = ("mean", "variance", "mean_absolute", "fraction_active")
 
 
 class EarlierBlocks(Earlier, Protocol):
@@ -158,49 +129,57 @@ def compute_statistics(
     DamageError
         When a chunk of the lake is damaged.
     """
-    if folds < 1:
-        raise InputError(f"folds must be at least 1, got {folds}")
-    groups = requested(also)
-    if basic and groups:
-        raise InputError(f"{', '.join(groups)} come from histograms, which basic statistics do without")
-    if only_folds is not None:
-        groups = ()
     request = LabelRequest(by=by, where=where, subword=subword, shift=shift)
-    chosen = choose_layers(source, layers)
-    lake = source if keep and documents is None and isinstance(source, Lake) else None
-    key = StatisticsKey(lake=source.fingerprint, site=site, labels=request.as_dict(), folds=folds, basic=basic)
-    checksums = {} if lake is None else block_checksums(lake)
+    return _answers(
+        source, [request], documents=documents, layers=layers, basic=basic, also=also, folds=folds, only_folds=only_folds,
+        keep=keep, earlier=earlier, site=site, scheduler=scheduler, progress=progress,
+    )[0]  # fmt: skip
 
-    def answer(found: KeptStatistics | None) -> Gathered:
-        if found is not None and found.blocks == tuple(source.blocks):
-            gathered = found.gathered(chosen, source.layers, by_fold=only_folds is not None)
-            _check_histograms(groups, gathered.tags)
-            return with_requested(found, gathered, groups, source.layers, scheduler=scheduler, progress=progress)
-        if found is not None and earlier is not None and found.name != earlier.base:
-            found = None  # kept in the meantime: it may cover the same blocks, with other bins
-        labels = token_labels(source, by, where=where, subword=subword, shift=shift, keep_documents=documents, min_tokens=1)
-        run = _Run(
-            source, labels, site=site, basic=basic, also=groups, folds=folds, scheduler=scheduler, progress=progress,
-            earlier=tuple(part for part in (found, earlier) if part is not None),
-        )  # fmt: skip
-        if lake is None or chosen != tuple(source.layers):
-            return run.gather(chosen, None)
-        return _kept(lake, run, key, checksums)
 
-    found = None if lake is None else find_kept(lake, key, checksums)
-    try:
-        gathered = answer(found)
-    except KeptDamageError:
-        if found is not None:
-            with suppress(StorageError):  # read-only
-                discard(found.root, found.name)
-        gathered = answer(None)
-    return _dataset(source, gathered, site, only_folds, basic=basic)
+def compute_several(
+    source: LakeSource,
+    requests: Sequence[LabelRequest | str],
+    *,
+    layers: Sequence[int] | None = None,
+    basic: bool = False,
+    also: Sequence[str] = (),
+    folds: int = FOLDS,
+    keep: bool = True,
+    site: str = DEFAULT_SITE,
+    scheduler: Any = None,
+    progress: Progress | None = None,
+) -> list[xr.Dataset]:
+    """Statistics of several label sets from one pass over the activations.
+
+    Parameters
+    ----------
+    requests
+        Label sets: each a `LabelRequest`, or what `compute_statistics` takes as `by`.
+    layers, basic, also, folds, keep, site, scheduler, progress
+        As for `compute_statistics`.
+
+    Returns
+    -------
+    list of xarray.Dataset
+        Of `compute_statistics`, in the order of the requests.
+
+    Raises
+    ------
+    InputError, DamageError
+        As `compute_statistics` does; when there is no request.
+    """
+    if not requests:
+        raise InputError("no label set given: name at least one, for example 'upos'")
+    asked = [LabelRequest(by=request) if isinstance(request, str) else request for request in requests]
+    return _answers(
+        source, asked, documents=None, layers=layers, basic=basic, also=also, folds=folds, only_folds=None, keep=keep,
+        earlier=None, site=site, scheduler=scheduler, progress=progress,
+    )  # fmt: skip
 
 
 def statistics_of_labels(
     source: LakeSource,
-    labels: LabelVector,
+    labels: Sequence[LabelVector],
     *,
     layers: Sequence[int] | None = None,
     basic: bool = False,
@@ -208,18 +187,97 @@ def statistics_of_labels(
     site: str = DEFAULT_SITE,
     scheduler: Any = None,
     progress: Progress | None = None,
-) -> xr.Dataset:
-    """Return what `compute_statistics` does, for rows that are labelled already. Nothing is kept."""
+) -> list[xr.Dataset]:
+    """Return what `compute_several` does, for rows that are labelled already. Nothing is kept."""
     chosen = choose_layers(source, layers)
-    run = _Run(
-        source, labels, site=site, basic=basic, also=requested(also), folds=1, scheduler=scheduler, progress=progress,
-        earlier=(),
-    )  # fmt: skip
-    return _dataset(source, run.gather(chosen, None), site, None, basic=basic)
+    runs = [_Run(source, each, site=site, basic=basic, also=requested(also), folds=1, earlier=()) for each in labels]
+    found = _gather(runs, chosen, [None] * len(runs), scheduler=scheduler, progress=progress)
+    return [as_dataset(source, gathered, site, None, basic=basic) for gathered in found]
+
+
+def _answers(
+    source: LakeSource,
+    requests: Sequence[LabelRequest],
+    *,
+    documents: Iterable[int] | None,
+    layers: Sequence[int] | None,
+    basic: bool,
+    also: Sequence[str],
+    folds: int,
+    only_folds: Sequence[int] | None,
+    keep: bool,
+    earlier: EarlierBlocks | None,
+    site: str,
+    scheduler: Any,
+    progress: Progress | None,
+) -> list[xr.Dataset]:
+    """Load what is kept; compute the rest in one pass, and keep it."""
+    if folds < 1:
+        raise InputError(f"folds must be at least 1, got {folds}")
+    groups = requested(also)
+    if basic and groups:
+        raise InputError(f"{', '.join(groups)} come from histograms, which basic statistics do without")
+    if only_folds is not None:
+        groups = ()
+    documents = None if documents is None else list(documents)
+    chosen = choose_layers(source, layers)
+    lake = source if keep and documents is None and isinstance(source, Lake) else None
+    checksums = {} if lake is None else block_checksums(lake)
+    keys = [
+        StatisticsKey(lake=source.fingerprint, site=site, labels=request.as_dict(), folds=folds, basic=basic)
+        for request in requests
+    ]
+    kept = [None if lake is None else find_kept(lake, key, checksums) for key in keys]
+    answers: list[Gathered | None] = [None] * len(requests)
+    for place, found in enumerate(kept):
+        if found is not None and found.blocks == tuple(source.blocks):
+            try:
+                gathered = found.gathered(chosen, source.layers, by_fold=only_folds is not None)
+                _check_histograms(groups, gathered.tags)
+                answers[place] = with_requested(
+                    found, gathered, groups, source.layers, scheduler=scheduler, progress=progress
+                )
+            except KeptDamageError:
+                _drop(found)
+                kept[place] = None
+
+    def compute(places: Sequence[int]) -> None:
+        runs = []
+        for place in places:
+            request, found = requests[place], kept[place]
+            if found is not None and earlier is not None and found.name != earlier.base:
+                found = None  # kept in the meantime: it may cover the same blocks, with other bins
+            labels = token_labels(source, **request.as_dict(), keep_documents=documents, min_tokens=1)
+            known = tuple(part for part in (found, earlier) if part is not None)
+            runs.append(_Run(source, labels, site=site, basic=basic, also=groups, folds=folds, earlier=known))
+        if lake is None or chosen != tuple(source.layers):
+            results = _gather(runs, chosen, [None] * len(runs), scheduler=scheduler, progress=progress)
+        else:
+            asked = [keys[place] for place in places]
+            results = _gather_and_keep(lake, runs, asked, checksums, scheduler=scheduler, progress=progress)
+        for place, gathered in zip(places, results, strict=True):
+            answers[place] = gathered
+
+    if missing := [place for place, answer in enumerate(answers) if answer is None]:
+        try:
+            compute(missing)
+        except KeptDamageError:  # in what was to be added to
+            for place in missing:
+                _drop(kept[place])
+                kept[place] = None
+            compute(missing)
+    return [as_dataset(source, answer, site, only_folds, basic=basic) for answer in answers if answer is not None]
+
+
+def _drop(found: KeptStatistics | None) -> None:
+    """Remove a damaged result, where that is possible."""
+    if found is not None:
+        with suppress(StorageError):
+            discard(found.root, found.name)
 
 
 class _Run:
-    """One pass over the lake: what it reads, and what comes of it."""
+    """What one label set takes of a pass over the lake, and what comes of it."""
 
     def __init__(
         self,
@@ -231,13 +289,11 @@ class _Run:
         also: tuple[str, ...],
         folds: int,
         earlier: Sequence[Earlier],
-        scheduler: Any,
-        progress: Progress | None,
     ):
         compared = labels.without_rare(MIN_TOKENS)
         _check_histograms(also, labels.tags)
         covered = {block for part in earlier for block in part.blocks}
-        self._job = Pass(
+        self.job = Pass(
             source=source,
             site=site,
             tags=labels.tags,
@@ -251,59 +307,79 @@ class _Run:
             folder=None,
         )
         self._labels, self._compared = labels, compared
-        self._scheduler, self._progress = scheduler, progress
 
-    def gather(self, layers: tuple[int, ...], folder: Path | None) -> Gathered:
-        """Compute all pieces; the histograms go to `folder`, if one is given."""
-        job = replace(self._job, folder=folder)
-        source = job.source
-        _check_size(len(job.tags), job.folds, len(layers), source.neurons)
-        create_counts(job, len(layers))
-        found = run_all(
-            partial(piece_statistics, job),
-            pieces(source, layers),
-            scheduler=self._scheduler,
-            progress=self._progress,
-        )
-        labelled = self._labels.codes >= 0
-        group = self._labels.codes[labelled] * job.folds + fold_of(self._labels.documents[labelled], job.folds)
+    def gathered(self, columns: list[Column], layers: tuple[int, ...]) -> Gathered:
+        """Put its columns together."""
+        job, labels, compared = self.job, self._labels, self._compared
+        labelled = labels.codes >= 0
+        group = labels.codes[labelled] * job.folds + fold_of(labels.documents[labelled], job.folds)
         count = np.bincount(group, minlength=len(job.tags) * job.folds).reshape(len(job.tags), job.folds)
         return gather_columns(
-            found,
+            columns,
             layers=layers,
-            neurons=source.neurons,
+            neurons=job.source.neurons,
             tags=job.tags,
             count=count.astype(np.int64),
             attributes={
-                "by": self._labels.by,
-                "where": self._labels.where,
-                "subword": self._labels.subword,
-                "shift": self._labels.shift,
-                "rows": self._compared.tokens,
-                "documents": int(np.unique(self._compared.documents[self._compared.codes >= 0]).size),
-                "blocks": [int(block) for block in source.blocks],
+                "by": labels.by,
+                "where": labels.where,
+                "subword": labels.subword,
+                "shift": labels.shift,
+                "rows": compared.tokens,
+                "documents": int(np.unique(compared.documents[compared.codes >= 0]).size),
+                "blocks": [int(block) for block in job.source.blocks],
                 "versions": versions(),
             },
             basic=job.basic,
         )
 
 
-def _kept(lake: Lake, run: _Run, key: StatisticsKey, checksums: dict[int, str]) -> Gathered:
-    """Compute and keep; where the lake cannot be written to, say so in the result and do without."""
-    name = result_name(key, checksums)
+def _gather(
+    runs: Sequence[_Run],
+    layers: tuple[int, ...],
+    folders: Sequence[Path | None],
+    *,
+    scheduler: Any,
+    progress: Progress | None,
+) -> list[Gathered]:
+    """One pass for all; the histograms of each go to its folder, if it has one."""
+    jobs = [replace(run.job, folder=folder) for run, folder in zip(runs, folders, strict=True)]
+    source = jobs[0].source
+    check_size([(len(job.tags), job.folds) for job in jobs], len(layers), source.neurons)
+    for job in jobs:
+        create_counts(job, len(layers))
+    found = run_all(partial(piece_statistics, jobs), pieces(source, layers), scheduler=scheduler, progress=progress)
+    columns = [list(each) for each in zip(*found, strict=True)]
+    found.clear()
+    return [run.gathered(columns.pop(0), layers) for run in runs]
+
+
+def _gather_and_keep(
+    lake: Lake,
+    runs: Sequence[_Run],
+    keys: Sequence[StatisticsKey],
+    checksums: dict[int, str],
+    *,
+    scheduler: Any,
+    progress: Progress | None,
+) -> list[Gathered]:
+    """Compute and keep; where the lake cannot be written to, say so in the results and do without."""
+    names = [result_name(key, checksums) for key in keys]
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(staging(lake.path, name))
+            folders = [stack.enter_context(staging(lake.path, name)) for name in names]
         except StorageError as error:
-            gathered = run.gather(lake.layers, None)
-            gathered.attributes["kept"] = f"no: {error}"
-            return gathered
-        gathered = run.gather(lake.layers, folder)
-        gathered.attributes["kept"] = name
-        write_gathered(folder, gathered, basic=key.basic)
-        publish(folder, name, result_record(key, checksums, gathered))
-        discard_others(lake, key, name)
-    return gathered
+            found = _gather(runs, lake.layers, [None] * len(runs), scheduler=scheduler, progress=progress)
+            for gathered in found:
+                gathered.attributes["kept"] = f"no: {error}"
+            return found
+        found = _gather(runs, lake.layers, folders, scheduler=scheduler, progress=progress)
+        for folder, name, key, gathered in zip(folders, names, keys, found, strict=True):
+            gathered.attributes["kept"] = name
+            write_gathered(folder, gathered, basic=key.basic)
+            publish(folder, name, result_record(key, checksums, gathered))
+            discard_others(lake, key, name)
+    return found
 
 
 def _check_histograms(groups: Sequence[str], tags: Sequence[str]) -> None:
@@ -312,64 +388,3 @@ def _check_histograms(groups: Sequence[str], tags: Sequence[str]) -> None:
             f"{', '.join(groups)} come from histograms, which are made for at most {MAX_HISTOGRAM_TAGS} tags, "
             f"got a label of {len(tags)}"
         )
-
-
-def _check_size(tags: int, folds: int, layers: int, neurons: int) -> None:
-    needed = tags * layers * neurons * 8 * (len(_VARIABLES) + len(FOLD_FIELDS) * folds)
-    if needed > MAX_BYTES:
-        raise InputError(
-            f"statistics of {tags} tags × {layers} layers × {neurons} neurons take {needed / 2**30:.0f} GiB, at most "
-            f"{MAX_BYTES / 2**30:.0f} GiB are held: choose a label with fewer values, fewer layers or fewer folds"
-        )
-
-
-def _dataset(source: LakeSource, found: Gathered, site: str, only_folds: Sequence[int] | None, *, basic: bool) -> xr.Dataset:
-    """Turn what was gathered into the public form, without the tags that have too few tokens."""
-    folds = found.count.shape[1]
-    moments, derived, tokens = found.pooled, found.derived, found.count.sum(axis=1)
-    if only_folds is not None and found.by_fold is not None:
-        chosen = sorted(set(only_folds))
-        if not chosen or not 0 <= chosen[0] <= chosen[-1] < folds:
-            raise InputError(f"only_folds must name some of the folds 0 to {folds - 1}, got {list(only_folds)}")
-        groups = (np.arange(len(found.tags))[:, None] * folds + chosen).ravel()
-        moments, derived = merge_folds(select_groups(found.by_fold, groups), len(chosen)), {}
-        tokens = found.count[:, chosen].sum(axis=1)
-    enough = np.flatnonzero(tokens >= MIN_TOKENS)
-    if not len(enough):
-        raise InputError(f"no value of {found.attributes['by']!r} has {MIN_TOKENS} tokens in the folds {only_folds}")
-    n = tokens[enough][:, None, None]
-    data = {
-        "mean": moments.mean[enough],
-        "variance": moments.m2[enough] / (n - 1),
-        "third_moment": moments.m3[enough] / n,
-        "fourth_moment": moments.m4[enough] / n,
-        "mean_absolute": moments.absolute[enough],
-        "fraction_active": moments.active[enough] / n,
-        "minimum": moments.minimum[enough],
-        "maximum": moments.maximum[enough],
-        **derived,
-    }
-    if basic or only_folds is not None:
-        data = {name: values for name, values in data.items() if name in (_BASIC if basic else _PER_FOLD)}
-    dataset = xr.Dataset(
-        {"count": ("tag", tokens[enough], {"long_name": "labelled tokens", "units": "tokens"})},
-        coords={
-            "tag": np.asarray(found.tags, dtype=str)[enough],
-            "layer": np.asarray(found.layers, dtype=np.int64),
-            "neuron": np.arange(source.neurons, dtype=np.int64),
-        },
-        attrs={
-            "lake": source.fingerprint,
-            "site": site,
-            "encoding": source.encoding,
-            "dropped": {tag: int(n) for tag, n in zip(found.tags, tokens, strict=True) if n < MIN_TOKENS},
-            "folds": folds,
-            "only_folds": None if only_folds is None else [int(fold) for fold in chosen],
-            **found.attributes,
-        },
-    )
-    for name, values in data.items():
-        long_name, units = _VARIABLES[name]
-        dims = _DIMS if values.ndim == len(_DIMS) else _DIMS[1:]
-        dataset[name] = (dims, values, {"long_name": long_name, "units": units})
-    return dataset

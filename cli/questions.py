@@ -1,7 +1,7 @@
 """What the commands that question a lake share: label options, statistics with a progress bar."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,12 @@ def open_for_question(path: Path) -> Lake:
     return lake
 
 
-def add_label_options(parser: argparse.ArgumentParser, *, where: bool = True) -> None:
-    """Add the options that say which tokens carry which label."""
+def add_label_options(parser: argparse.ArgumentParser, *, where: bool = True, several: bool = False) -> None:
+    """Add the options that say which tokens carry which label, or labels."""
     parser.add_argument(
         "--by",
-        default="upos",
+        default=["upos"] if several else "upos",
+        nargs="+" if several else None,
         metavar="LABEL",
         help="label column (default: upos; `neuronlake info` lists all), several joined by ×, or an SQL expression",
     )
@@ -56,28 +57,51 @@ def add_pass_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-keep", action="store_true", help="neither use nor keep results in the lake")
 
 
+def permuted(
+    lake: Lake, dataset: "xr.Dataset", method: str, *, permutations: int, seed: int, scheduler: Any = None
+) -> "xr.Dataset":
+    """Compute p-values from permuted labels, with a progress bar."""
+    from neuronlake.analysis import permutation_test
+
+    with _bar("permutations") as bar:
+        task = bar.add_task(method, total=permutations)
+        return permutation_test(
+            lake,
+            dataset,
+            method,
+            permutations=permutations,
+            seed=seed,
+            scheduler=scheduler,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
 def statistics(lake: Lake, options: argparse.Namespace, *, also: Iterable[str] = ()) -> "xr.Dataset":
     """Compute statistics, or load those that are kept, with a progress bar on the terminal."""
-    from neuronlake.analysis import compute_statistics
+    return all_statistics(lake, options, [options.by], also=also)[0]
+
+
+def all_statistics(
+    lake: Lake, options: argparse.Namespace, labels: Sequence[str], *, also: Iterable[str] = ()
+) -> list["xr.Dataset"]:
+    """Compute the statistics of several labels, or load those that are kept, likewise."""
+    from neuronlake.analysis import LabelRequest, compute_several
 
     console = messages()
     with _bar("statistics") as bar:
         task = bar.add_task("statistics")
-        result = compute_statistics(
+        results = compute_several(
             lake,
-            options.by,
-            where=options.where,
-            subword=options.subword,
-            shift=options.shift,
+            [LabelRequest(by=by, where=options.where, subword=options.subword, shift=options.shift) for by in labels],
             also=tuple(also),
             keep=not getattr(options, "no_keep", False),
             scheduler=getattr(options, "scheduler", None),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    kept = str(result.attrs.get("kept", ""))
+    kept = str(results[0].attrs.get("kept", ""))
     if kept.startswith("no: "):
         console.print(f"[yellow]note:[/yellow] the statistics were not kept: {kept.removeprefix('no: ')}", markup=True)
-    return result
+    return results
 
 
 def refined(lake: Lake, dataset: "xr.Dataset", method: str, *, top: int, scheduler: Any = None) -> "xr.Dataset":

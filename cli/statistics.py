@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from neuronlake.cli.common import add_command, add_lake, number, output, p_value, print_json, table
-from neuronlake.cli.questions import add_label_options, add_pass_options, open_for_question, refined, statistics
+from neuronlake.cli.questions import (
+    add_label_options,
+    add_pass_options,
+    all_statistics,
+    open_for_question,
+    permuted,
+    refined,
+    statistics,
+)
 from neuronlake.store import InputError
 
 if TYPE_CHECKING:
@@ -42,12 +50,12 @@ def _add_stats(commands: Any) -> None:
         commands,
         "stats",
         "compute moments, activity, AUROC and the like of every neuron for every tag; kept in the lake",
-        "neuronlake stats my.lake --by upos\n"
+        "neuronlake stats my.lake --by upos Number deprel            # one pass for all\n"
         "neuronlake stats my.lake --by upos×Number --where \"deprel='nsubj'\"\n"
         "neuronlake stats my.lake --by Number --out number.zarr      # open with xarray; or number.parquet",
     )
     add_lake(parser)
-    add_label_options(parser)
+    add_label_options(parser, several=True)
     add_pass_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything: .zarr for xarray, or .parquet")
     parser.set_defaults(run=_stats)
@@ -57,24 +65,33 @@ def _stats(options: argparse.Namespace) -> int:
     from neuronlake.analysis.derived import ON_REQUEST
 
     _check_out(options.out, (".zarr", ".parquet"))
+    if options.out is not None and len(options.by) > 1:
+        raise InputError(f"--out holds one label, got --by {' '.join(options.by)}: ask for one at a time")
     # what takes a while and the table does not show is computed for the file
-    result = statistics(open_for_question(options.lake), options, also=ON_REQUEST if options.out is not None else ())
-    _write(result, options.out)
-    rows = _per_tag(result)
+    also = ON_REQUEST if options.out is not None else ()
+    results = all_statistics(open_for_question(options.lake), options, options.by, also=also)
+    _write(results[0], options.out)
+    tables = [_per_tag(result) for result in results]
     if options.json:
-        print_json(
-            {"by": options.by, "attributes": dict(result.attrs), "tags": rows, "out": options.out and str(options.out)}
-        )
+        records = [
+            {"by": by, "attributes": dict(result.attrs), "tags": rows, "out": options.out and str(options.out)}
+            for by, result, rows in zip(options.by, results, tables, strict=True)
+        ]
+        print_json(records[0] if len(records) == 1 else records)
         return 0
-    grid = table("tag", ">tokens", ">mean", ">variance", ">share active", ">largest Cohen d", "at")
-    for row in rows:
-        grid.add_row(
-            escape(row["tag"]), f"{row['count']:,}", number(row["mean"], 4), number(row["variance"], 4),
-            number(row["fraction_active"]), number(row.get("largest_cohen_d"), 2), row.get("neuron", "–"),
-        )  # fmt: skip
     console = output()
-    console.print(grid)
-    _print_dropped(console, result)
+    for by, result, rows in zip(options.by, results, tables, strict=True):
+        grid = table(
+            "tag", ">tokens", ">mean", ">variance", ">share active", ">largest Cohen d", "at",
+            title=escape(by) if len(results) > 1 else None,
+        )  # fmt: skip
+        for row in rows:
+            grid.add_row(
+                escape(row["tag"]), f"{row['count']:,}", number(row["mean"], 4), number(row["variance"], 4),
+                number(row["fraction_active"]), number(row.get("largest_cohen_d"), 2), row.get("neuron", "–"),
+            )  # fmt: skip
+        console.print(grid)
+        _print_dropped(console, result)
     console.print("mean, variance and share active are averages over all neurons")
     if options.out is not None:
         console.print(f"written to {options.out}")
@@ -115,6 +132,13 @@ def _add_rank(commands: Any) -> None:
     parser.add_argument("--methods", nargs=0, action=ListMethods, help="list the rankers and leave")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="neurons per tag (default: 10)")
     parser.add_argument("--tags", nargs="+", metavar="TAG", help="only these tags")
+    parser.add_argument(
+        "--permutations",
+        type=int,
+        metavar="N",
+        help="p from N permutations of the labels within documents, for any method; every four read the lake once",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the permutations (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the list: .parquet")
     parser.set_defaults(run=_rank)
 
@@ -127,10 +151,19 @@ def _rank(options: argparse.Namespace) -> int:
     _check_out(options.out, (".parquet",))
     if options.top < 1:
         raise InputError(f"top must be at least 1, got {options.top}")
+    if options.permutations is not None and options.permutations < 1:
+        raise InputError(f"permutations must be at least 1, got {options.permutations}")
     lake = open_for_question(options.lake)
     result = statistics(lake, options, also=ranker.also)
-    result = refined(lake, result, options.method, top=options.top, scheduler=options.scheduler)
-    ranking = rank(result, options.method, top=options.top, tags=options.tags)
+    exact = refined(lake, result, options.method, top=options.top, scheduler=options.scheduler)
+    ranking = rank(exact, options.method, top=options.top, tags=options.tags)
+    if options.permutations is not None:
+        null = permuted(
+            lake, result, options.method, permutations=options.permutations, seed=options.seed, scheduler=options.scheduler
+        )
+        for entry in ranking:
+            here = null.sel(tag=entry["tag"], layer=entry["layer"], neuron=entry["neuron"])
+            entry |= {f"{name}_permutation": float(here[name]) for name in ("p", "p_family")}
     if options.out is not None:
         _write_ranking(ranking, options.out)
     if options.json:
@@ -142,7 +175,9 @@ def _rank(options: argparse.Namespace) -> int:
 
 
 def _print_ranking(ranking: Sequence[dict[str, Any]], method: str) -> None:
-    grid = table("tag", ">tokens", "neuron", f">{method}", "direction", ">mean", ">mean of rest", ">q")
+    by_permutation = ranking and "p_family_permutation" in ranking[0]
+    last = ">p, all neurons permuted" if by_permutation else ">q"
+    grid = table("tag", ">tokens", "neuron", f">{method}", "direction", ">mean", ">mean of rest", last)
     previous = None
     for entry in ranking:
         if previous not in (None, entry["tag"]):
@@ -157,7 +192,7 @@ def _print_ranking(ranking: Sequence[dict[str, Any]], method: str) -> None:
             "higher" if entry["sign"] > 0 else "lower",
             number(entry["mean"]),
             number(entry["mean_rest"]),
-            p_value(entry.get("q")),
+            p_value(entry["p_family_permutation"] if by_permutation else entry.get("q")),
         )
     output().print(grid)
 

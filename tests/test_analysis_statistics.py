@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import neuronlake.analysis.column_pass as column_pass
-import neuronlake.analysis.statistics as statistics
+import neuronlake.analysis.statistics_dataset as statistics_dataset
 from neuronlake.analysis import compute_statistics, rank, refine, token_labels
 from neuronlake.analysis.derived import QUANTILES
 from neuronlake.analysis.exact import column_auroc
@@ -185,7 +185,7 @@ def test_unknown_layers_and_too_large_results(monkeypatch):
         compute_statistics(MemoryLake(), layers=[1])
     with pytest.raises(InputError, match="no layer chosen"):
         compute_statistics(MemoryLake(), layers=[])
-    monkeypatch.setattr(statistics, "MAX_BYTES", 1000)
+    monkeypatch.setattr(statistics_dataset, "MAX_BYTES", 1000)
     with pytest.raises(InputError, match="3 tags × 2 layers × 10 neurons"):
         compute_statistics(MemoryLake())
 
@@ -217,7 +217,7 @@ def test_memory_does_not_grow_with_blocks():
             labels=(),
             folder=None,
         )
-        column_pass.piece_statistics(job, layer=0, first=0, stop=8)
+        column_pass.piece_statistics([job], layer=0, first=0, stop=8)
         column_auroc(lake, [again] * blocks, layer=0, chunk=0, site="mlp.post", segment_bytes=100_000)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
