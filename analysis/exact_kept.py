@@ -1,12 +1,15 @@
-"""Exact values kept beside the statistics that they refine, one Parquet file per variable."""
+"""Exact values kept beside the statistics that they refine: one Parquet file per variable, its checksum in its name."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xarray as xr
+import xxhash
 from numpy.typing import NDArray
 
 from neuronlake.analysis.source import LakeSource
@@ -14,6 +17,8 @@ from neuronlake.store.errors import StorageError
 from neuronlake.store.files import write_file
 from neuronlake.store.kept import KEPT, kept_results
 from neuronlake.store.lake import Lake
+
+_PREFIX = "exact-"
 
 
 def load_exact(
@@ -25,10 +30,8 @@ def load_exact(
         return
     position = {int(layer): at for at, layer in enumerate(dataset["layer"].to_numpy())}
     for name in names:
-        path = place[0].path / place[1] / _file(name)
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowException):  # none yet, or damaged: computed again
+        table = _load(place[0].path / place[1], name)
+        if table is None:
             continue
         values, errors = (
             table.column(column).combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
@@ -65,10 +68,29 @@ def keep_exact(
         )
         sink = BytesIO()
         pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue()
+        file = f"{_PREFIX}{name}-{xxhash.xxh3_64_hexdigest(data)}.parquet"
         try:
-            write_file(lake.path, f"{folder}/{_file(name)}", [sink.getvalue()])
+            write_file(lake.path, f"{folder}/{file}", [data])
         except StorageError:  # read-only: the next question computes them again
             return
+        for path in _files(lake.path / folder, name):
+            if path.name != file:
+                path.unlink(missing_ok=True)
+
+
+def _load(folder: Path, name: str) -> pa.Table | None:
+    """Read the values of a variable; None if there are none, or they are damaged and computed again."""
+    for path in _files(folder, name):
+        with suppress(OSError):
+            data = path.read_bytes()
+            if path.stem.endswith(f"-{xxhash.xxh3_64_hexdigest(data)}"):
+                return pq.read_table(BytesIO(data))
+    return None
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    return sorted(folder.glob(f"{_PREFIX}{name}-*.parquet"))
 
 
 def _per_neuron(values: NDArray[np.float64]) -> pa.Array:
@@ -81,7 +103,3 @@ def _place(source: LakeSource, dataset: xr.Dataset) -> tuple[Lake, str] | None:
     if not isinstance(source, Lake) or name not in kept_results(source.path):
         return None
     return source, f"{KEPT}/{name}"
-
-
-def _file(name: str) -> str:
-    return f"exact-{name}.parquet"

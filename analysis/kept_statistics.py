@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -255,7 +256,9 @@ def _most(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptS
             continue
         try:
             record = kept_record(lake.path, name)
-        except DamageError:  # it is computed again, and replaced
+        except DamageError:  # it is computed again
+            with suppress(StorageError):  # read-only
+                discard(lake.path, name)
             continue
         covered = {int(block): checksum for block, checksum in record["blocks"].items()}
         if record["key"] != key.as_dict() or any(checksums.get(block) != known for block, known in covered.items()):

@@ -7,6 +7,7 @@ renamed. Its files are not synced: it can be computed again, and what a power cu
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from neuronlake.store.files import (
 )
 
 KEPT = "statistics"
+_TRIES = 200  # ten seconds
 RECORD = "record.json"
 
 
@@ -43,8 +45,11 @@ def staging(root: Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(_TRIES):
+            if not folder.exists():
+                break
+            shutil.rmtree(folder, ignore_errors=True)  # after an error, other threads may be writing yet
+            time.sleep(0.05 * folder.exists())
 
 
 def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
