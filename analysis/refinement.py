@@ -19,7 +19,7 @@ from neuronlake.store.errors import InputError
 _DIMS = ("tag", "layer", "neuron")
 APPROXIMATE = {"auroc": ("auroc",), "average_precision": ("average_precision", "average_precision_low")}
 """Rankers that start from approximations, and the variables that have them (each with its ``…_error``)."""
-_SPARE = 50  # neurons per tag made exact at least: the next, slightly longer list is there already
+_SPARE = 20  # neurons per tag made exact at least: the next, slightly longer list is there already
 
 
 def refine(

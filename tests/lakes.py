@@ -13,7 +13,7 @@ from neuronlake.extractor.align import align
 from neuronlake.extractor.corpora.records import Sentence, Word
 from neuronlake.extractor.plan import PlanBuilder
 from neuronlake.extractor.sequences import Sequence
-from neuronlake.store import BlockWriter, LakeSpec, create_lake
+from neuronlake.store import BlockWriter, Lake, LakeSpec, create_lake, open_lake
 from neuronlake.store.plan_record import PlanRecord, publish_plan
 
 
@@ -98,9 +98,10 @@ def write_blocks(
     rows: NDArray[np.int64],
     values: NDArray[np.float32],
     blocks: Many[int] | None = None,
+    tap: Any = None,
 ) -> None:
     """Commit blocks: `values` is float32 (layers, tokens, neurons), `rows` each token's global row."""
-    with BlockWriter(root, spec) as writer:
+    with BlockWriter(root, spec, tap=tap) as writer:
         for block in range(record.blocks) if blocks is None else blocks:
             mine = np.flatnonzero(rows // spec.block_rows == block)
             buffer = writer.buffer(len(mine))
@@ -162,6 +163,35 @@ def synthetic_lake(
         values = rng.standard_normal((layers, tokens, neurons)).astype(np.float32)
     write_blocks(root, spec, record, rows, values)
     return spec, rows, values
+
+
+class GrowingLake:
+    """A lake of six blocks that are committed when asked for; a tag occurs in the later ones only."""
+
+    def __init__(self, root: Path, encoding: str = "float16"):
+        self.root = root
+        self.spec = make_spec(layers=2, neurons=10, block_rows=64, chunk_neurons=4, encoding=encoding)
+        rng = np.random.default_rng(5)
+        sentences = random_sentences(rng, 180, tags=("ADJ", "NOUN")) + random_sentences(rng, 180, tags=("NOUN", "VERB"))
+        self.record, self.rows = plan_lake(root, self.spec, assign_documents(sentences, 7))
+        self.values = rng.standard_normal((2, 360, 10)).astype(np.float32)
+
+    def commit(self, *blocks: int, tap: Any = None) -> Lake:
+        write_blocks(self.root, self.spec, self.record, self.rows, self.values, blocks=blocks, tap=tap)
+        return open_lake(self.root)
+
+
+def assert_close_statistics(found: Any, expected: Any) -> None:
+    """Equal up to the order in which blocks were added and the bins that the first block chose."""
+    assert found["tag"].to_numpy().tolist() == expected["tag"].to_numpy().tolist()
+    for name in found.data_vars:
+        if f"{name}_error" in found:
+            slack = found[f"{name}_error"] + expected[f"{name}_error"]
+            assert (abs(found[name] - expected[name]) <= slack + 1e-12).all(), name
+        elif name in ("count", "minimum", "maximum", "fraction_active"):
+            assert found[name].identical(expected[name]), name
+        elif name in ("mean", "variance", "third_moment", "fourth_moment", "mean_absolute"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def foreign_values(root: Path, layer: int) -> NDArray[np.float32]:

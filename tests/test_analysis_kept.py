@@ -2,11 +2,11 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from lakes import assign_documents, make_spec, plan_lake, random_sentences, synthetic_lake, write_blocks
+from lakes import GrowingLake, synthetic_lake
+from lakes import assert_close_statistics as assert_close
 
 import neuronlake.analysis.statistics as statistics
 import neuronlake.store.layout as layout
@@ -18,35 +18,6 @@ from neuronlake.store.lake import Lake
 from neuronlake.store.reader import ShardReader
 
 ALSO = ["average_precision", "mutual_information", "quantiles"]
-
-
-class GrowingLake:
-    """A lake of six blocks that are committed when asked for; a tag occurs in the later ones only."""
-
-    def __init__(self, root: Path, encoding: str = "float16"):
-        self.root = root
-        self.spec = make_spec(layers=2, neurons=10, block_rows=64, chunk_neurons=4, encoding=encoding)
-        rng = np.random.default_rng(5)
-        sentences = random_sentences(rng, 180, tags=("ADJ", "NOUN")) + random_sentences(rng, 180, tags=("NOUN", "VERB"))
-        self.record, self.rows = plan_lake(root, self.spec, assign_documents(sentences, 7))
-        self.values = rng.standard_normal((2, 360, 10)).astype(np.float32)
-
-    def commit(self, *blocks: int) -> Lake:
-        write_blocks(self.root, self.spec, self.record, self.rows, self.values, blocks=blocks)
-        return open_lake(self.root)
-
-
-def assert_close(found, expected):
-    """Equal up to the order in which blocks were added and the bins that the first block chose."""
-    assert found["tag"].to_numpy().tolist() == expected["tag"].to_numpy().tolist()
-    for name in found.data_vars:
-        if f"{name}_error" in found:
-            slack = found[f"{name}_error"] + expected[f"{name}_error"]
-            assert (abs(found[name] - expected[name]) <= slack + 1e-12).all(), name
-        elif name in ("count", "minimum", "maximum", "fraction_active"):
-            assert found[name].identical(expected[name]), name
-        elif name in ("mean", "variance", "third_moment", "fourth_moment", "mean_absolute"):
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def fresh(lake, **options):
