@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from neuronlake.cli.common import messages
-from neuronlake.store import Lake, open_lake
+from neuronlake.store import InputError, Lake, open_lake
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,6 +19,8 @@ METHODS = "auroc, average_precision, cohen_d, welch_t, mutual_information, lape 
 def open_for_question(path: Path) -> Lake:
     """Open a lake for a question, and say so if the answer will be of a part of its corpus only."""
     lake = open_lake(path)
+    if not lake.blocks:
+        raise InputError(f"{lake.path} has no committed block yet: run the `neuronlake extract` that began it again")
     if not lake.complete:
         messages().print(
             f"[yellow]note:[/yellow] {len(lake.blocks)} of {lake.plan.blocks} blocks are extracted; the answer is of these"

@@ -34,14 +34,15 @@ class ListMethods(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Print it."""
+        from rich.padding import Padding
+
         from neuronlake.analysis import RANKERS
 
-        grid = table("method", "score", "test", "needs", title="rankers")
+        console = output()
         for ranker in RANKERS.values():
-            grid.add_row(
-                ranker.name, escape(f"{ranker.description}: {ranker.formula}"), ranker.test, ", ".join(ranker.needs)
-            )
-        output().print(grid)
+            console.print(f"[bold]{ranker.name}[/bold]")
+            for line in (ranker.description, ranker.formula, f"p: {ranker.test}", ranker.source):
+                console.print(Padding(escape(line), (0, 0, 0, 4), expand=False))
         parser.exit()
 
 
