@@ -82,8 +82,11 @@ def rank(
     entries = []
     for tag in known if tags is None else tags:
         position = known.index(tag)
-        # A stable sort of the flat (layer, neuron) order breaks ties as promised.
-        best = np.argsort(-table["score"][position].ravel(), kind="stable")[:top]
+        # A stable sort of the flat (layer, neuron) order breaks ties as promised; most neurons need no sorting.
+        flat_scores = table["score"][position].ravel()
+        bar = np.partition(flat_scores, -top)[-top] if top < flat_scores.size else -np.inf
+        candidates = np.flatnonzero(flat_scores >= bar)
+        best = candidates[np.argsort(-flat_scores[candidates], kind="stable")][:top]
         for place, flat in enumerate(best):
             at = (position, *np.unravel_index(flat, table["score"].shape[1:]))
             layer, neuron = int(layers[at[1]]), int(neurons[at[2]])
