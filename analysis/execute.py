@@ -1,6 +1,7 @@
 """Run independent pieces of work with Dask, by default on one thread per core."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -55,8 +56,10 @@ def run_all(
             progress(min(done, len(tasks)), len(tasks))
 
     cpus = usable_cpus()
-    options = {"num_workers": cpus} if scheduler == "threads" else {}
+    options: dict[str, Any] = {}
     with ExitStack() as stack:
+        if scheduler == "threads":  # a pool of our own: when a piece fails, the others have ended before anything goes on
+            options["pool"] = stack.enter_context(ThreadPoolExecutor(cpus, thread_name_prefix="neuronlake-piece"))
         if isinstance(scheduler, str) and "://" in scheduler:
             scheduler = stack.enter_context(_client(scheduler))
         elif isinstance(scheduler, str) and scheduler not in _LOCAL:

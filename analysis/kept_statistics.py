@@ -30,7 +30,7 @@ from neuronlake.analysis.histogram import Binning
 from neuronlake.analysis.labels import MIN_TOKENS
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import file_checksum
-from neuronlake.store.kept import KEPT, discard, kept_record, kept_results, staging
+from neuronlake.store.kept import KEPT, discard, kept_record, kept_results, staging, write_record
 from neuronlake.store.lake import Lake
 
 VERSION = 1
@@ -113,6 +113,20 @@ class KeptStatistics:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # of the codecs and of the metadata
             raise KeptDamageError(f"{self.folder / name}: {error}") from None
 
+    def check_requested(self, group: str) -> None:
+        """Compare what was asked for later with the record of its own that it has; the result's record lists the rest.
+
+        Raises
+        ------
+        KeptDamageError
+            When it is not what was written, or not there.
+        """
+        if not any(entry["path"].startswith(f"{group}/") for entry in self.record["files"]):
+            try:
+                kept_record(self.root, f"{self.name}/{group}")
+            except DamageError as error:
+                raise KeptDamageError(str(error)) from None
+
     def partials(self, position: int, neurons: slice) -> Partials:
         """Return what later blocks are added to, of some neurons of the layer at that position."""
         here = (slice(None), position, neurons)
@@ -184,6 +198,7 @@ def with_requested(
     missing = []
     for group in groups:
         try:
+            kept.check_requested(group)
             derived |= {name: kept.layers(f"{group}/{name}", found.layers, stored) for name in ON_REQUEST[group]}
         except KeptDamageError:  # or never asked for
             missing.append(group)
@@ -215,6 +230,7 @@ def _keep_requested(kept: KeptStatistics, group: str, arrays: Mapping[str, NDArr
         with staging(kept.root, f"{kept.name}-{group}") as folder:
             for name in ON_REQUEST[group]:
                 _write_array(folder, name, arrays[name])
+            write_record(folder, {"of": kept.name})
             shutil.rmtree(target, ignore_errors=True)  # a damaged one
             folder.rename(target)
     except (StorageError, OSError):

@@ -365,20 +365,21 @@ def _gather_and_keep(
 ) -> list[Gathered]:
     """Compute and keep; where the lake cannot be written to, say so in the results and do without."""
     names = [result_name(key, checksums) for key in keys]
-    with ExitStack() as stack:
-        try:
+    found: list[Gathered] | None = None
+    try:
+        with ExitStack() as stack:
             folders = [stack.enter_context(staging(lake.path, name)) for name in names]
-        except StorageError as error:
+            found = _gather(runs, lake.layers, folders, scheduler=scheduler, progress=progress)
+            for folder, name, key, gathered in zip(folders, names, keys, found, strict=True):
+                gathered.attributes["kept"] = name
+                write_gathered(folder, gathered, basic=key.basic)
+                publish(folder, name, result_record(key, checksums, gathered))
+                discard_others(lake, key, name)
+    except OSError as error:  # read-only, or full
+        if found is None:
             found = _gather(runs, lake.layers, [None] * len(runs), scheduler=scheduler, progress=progress)
-            for gathered in found:
-                gathered.attributes["kept"] = f"no: {error}"
-            return found
-        found = _gather(runs, lake.layers, folders, scheduler=scheduler, progress=progress)
-        for folder, name, key, gathered in zip(folders, names, keys, found, strict=True):
-            gathered.attributes["kept"] = name
-            write_gathered(folder, gathered, basic=key.basic)
-            publish(folder, name, result_record(key, checksums, gathered))
-            discard_others(lake, key, name)
+        for gathered in found:
+            gathered.attributes["kept"] = f"no: {error.strerror or error}"
     return found
 
 

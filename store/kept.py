@@ -7,7 +7,6 @@ renamed. Its files are not synced: it can be computed again, and what a power cu
 import contextlib
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from neuronlake.store.files import (
 )
 
 KEPT = "statistics"
-_TRIES = 200  # ten seconds
 RECORD = "record.json"
 
 
@@ -45,11 +43,7 @@ def staging(root: Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for _ in range(_TRIES):
-            if not folder.exists():
-                break
-            shutil.rmtree(folder, ignore_errors=True)  # after an error, other threads may be writing yet
-            time.sleep(0.05 * folder.exists())
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
@@ -74,11 +68,7 @@ def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
     """
     target = folder.with_name(name)
     try:
-        files = []
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            size, checksum = file_checksum(path)
-            files.append(FileRecord(path=path.relative_to(folder).as_posix(), bytes=size, xxh3=checksum).as_dict())
-        (folder / RECORD).write_bytes(seal({**record, "files": files}))
+        write_record(folder, record)
         if not target.exists():
             folder.rename(target)
     except OSError as error:
@@ -86,6 +76,21 @@ def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
             return target
         raise storage_error(error, target, "write") from error
     return target
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Seal a folder's content with a record; its files are added.
+
+    Raises
+    ------
+    OSError
+        When the file system refuses.
+    """
+    files = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size, checksum = file_checksum(path)
+        files.append(FileRecord(path=path.relative_to(folder).as_posix(), bytes=size, xxh3=checksum).as_dict())
+    (folder / RECORD).write_bytes(seal({**record, "files": files}))
 
 
 def kept_results(root: Path) -> list[str]:
@@ -107,6 +112,8 @@ def kept_results(root: Path) -> list[str]:
 def kept_record(root: Path, name: str, *, full: bool = False) -> dict[str, Any]:
     """Read a result's record and compare its files with it: their sizes, or with `full` every byte.
 
+    Metadata is compared always: a flipped bit in it gives other values, or those of chunks that are not there.
+
     Raises
     ------
     DamageError
@@ -120,8 +127,9 @@ def kept_record(root: Path, name: str, *, full: bool = False) -> dict[str, Any]:
         raise DamageError(f"{path}: {error.strerror or error}") from None
     for entry in record["files"]:
         file = folder / entry["path"]
+        whole = full or file.name == "zarr.json"
         try:
-            size, checksum = file_checksum(file) if full else (file.stat().st_size, entry["xxh3"])
+            size, checksum = file_checksum(file) if whole else (file.stat().st_size, entry["xxh3"])
         except OSError as error:
             raise DamageError(f"{file}: {error.strerror or error}") from None
         if (size, checksum) != (entry["bytes"], entry["xxh3"]):

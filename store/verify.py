@@ -15,7 +15,7 @@ from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, file_checksum, read_checked, stale_temporaries
-from neuronlake.store.kept import KEPT, kept_record, kept_results
+from neuronlake.store.kept import KEPT, RECORD, kept_record, kept_results
 from neuronlake.store.lock import LOCK_FILE, writer_of
 from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
 from neuronlake.store.spec import LakeSpec, metadata_files
@@ -210,6 +210,8 @@ def _examine_kept(root: Path, report: VerifyReport) -> list[str]:
     for name in kept_results(root):
         try:
             record = kept_record(root, name, full=report.full)
+            for path in (root / KEPT / name).glob(f"*/{RECORD}"):  # of what was asked for later
+                kept_record(root, f"{name}/{path.parent.name}", full=report.full)
         except DamageError as error:
             report.damage.append(f"{KEPT}/{name}: {str(error).removeprefix(f'{root}/')}; it can be computed again")
             damaged.append(name)

@@ -1,7 +1,16 @@
 """Statistics kept in a lake: asked again they read nothing, and whatever happens to them, answers stay right."""
 
+import copy
 import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
 
 import numpy as np
 import pytest
@@ -10,10 +19,12 @@ from lakes import assert_close_statistics as assert_close
 
 import neuronlake.analysis.statistics as statistics
 import neuronlake.store.layout as layout
-from neuronlake.analysis import compute_statistics, refine
+from neuronlake.analysis import compute_several, compute_statistics, refine
+from neuronlake.analysis.execute import run_all
 from neuronlake.analysis.kept_statistics import KeptStatistics
 from neuronlake.store import open_lake, repair, verify
 from neuronlake.store.errors import StorageError
+from neuronlake.store.kept import staging
 from neuronlake.store.lake import Lake
 from neuronlake.store.reader import ShardReader
 
@@ -32,6 +43,21 @@ def results(root):
 def lake(tmp_path):
     synthetic_lake(tmp_path / "a.lake", tokens=300)
     return open_lake(tmp_path / "a.lake")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    growing = GrowingLake(tmp_path_factory.mktemp("lakes") / "a.lake")
+    compute_statistics(growing.commit(0, 1, 2), also=["average_precision"])
+    return growing
+
+
+@pytest.fixture
+def growing(original, tmp_path):
+    """Three blocks, and a kept result of them."""
+    copied = copy.copy(original)
+    copied.root = shutil.copytree(original.root, tmp_path / "a.lake")
+    return copied
 
 
 @pytest.fixture
@@ -141,10 +167,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("what", DAMAGE)
 @pytest.mark.parametrize("more", [False, True])
-def test_a_damaged_result_is_computed_again(tmp_path, what, more):
-    growing = GrowingLake(tmp_path / "a.lake")
-    lake = growing.commit(0, 1, 2)
-    compute_statistics(lake, also=["average_precision"])
+def test_a_damaged_result_is_computed_again(growing, what, more):
+    lake = open_lake(growing.root)
     DAMAGE[what](lake.path / "statistics" / results(lake.path)[0])
     if more:
         lake = growing.commit(3, 4)
@@ -214,3 +238,173 @@ def test_settings_are_kept_apart(lake):
     assert len(results(lake.path)) == len(options)
     for setting in options:
         assert_close(compute_statistics(lake, **setting), fresh(lake, **setting))
+
+
+def test_basic_statistics_do_not_stand_for_all(lake):
+    basic = compute_statistics(lake, basic=True)
+    full = compute_statistics(lake)
+    assert full.drop_attrs().identical(fresh(lake).drop_attrs())
+    assert_close(compute_statistics(lake, basic=True), basic)
+    assert len(results(lake.path)) == 2
+
+
+def test_several_of_which_some_are_kept(tmp_path):
+    growing = GrowingLake(tmp_path / "a.lake")
+    compute_statistics(growing.commit(0, 1, 2))
+    lake = growing.commit(3, 4)
+    compute_statistics(lake, "document_name")
+    for _ in range(2):
+        for found in compute_several(lake, ["upos", "document_name", "form"]):
+            assert_close(found, fresh(lake, by=found.attrs["by"]))
+    assert len(results(lake.path)) == 3
+
+
+def use_dots(path):
+    """One flipped bit: the chunks are looked for elsewhere, and a missing chunk is all zeros for Zarr."""
+    text = path.read_text()
+    assert '"separator": "/"' in text
+    path.write_text(text.replace('"separator": "/"', '"separator": "."'))
+
+
+@pytest.mark.parametrize("name", ["by_fold/m2", "derived/auroc", "histogram/counts"])
+def test_metadata_that_would_give_zeros_is_noticed(growing, name):
+    metadata = growing.root / "statistics" / results(growing.root)[0] / name / "zarr.json"
+    use_dots(metadata)
+    assert not verify(growing.root).ok
+    lake = growing.commit(3)
+    for folds in (None, [0, 1]):
+        assert_close(compute_statistics(lake, only_folds=folds), fresh(lake, only_folds=folds))
+    assert verify(growing.root, full=True).ok
+
+
+LATER = {
+    "a missing chunk": lambda folder: (folder / "average_precision/c/0/1/0").unlink(),
+    "a flipped bit": lambda folder: corrupt(folder / "average_precision_low/c/0/0/0"),
+    "metadata": lambda folder: use_dots(folder / "average_precision/zarr.json"),
+    "the record": lambda folder: corrupt(folder / "record.json", 30),
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+def test_damage_to_what_was_asked_for_later(lake, what):
+    compute_statistics(lake)
+    also = ["average_precision"]
+    expected = compute_statistics(lake, also=also)
+    LATER[what](lake.path / "statistics" / results(lake.path)[0] / "average_precision")
+    assert not verify(lake.path, full=True).ok
+    assert compute_statistics(open_lake(lake.path), also=also).identical(expected)
+    assert verify(lake.path, full=True).ok
+    assert len(results(lake.path)) == 1
+
+
+def test_a_flipped_bit_anywhere(lake, tmp_path):
+    """In a moment, a count, a scale, metadata, the record: the answer is right, whichever way it is asked."""
+    compute_statistics(lake)
+    compute_statistics(lake, also=["average_precision"])
+    expected = fresh(lake, also=["average_precision"])
+    rng = np.random.default_rng(0)
+    name = results(lake.path)[0]
+    files = sorted(path.relative_to(lake.path) for path in (lake.path / "statistics").rglob("*") if path.is_file())
+    for number in range(8):
+        root = tmp_path / f"{number}.lake"
+        shutil.copytree(lake.path, root)
+        path = root / files[rng.integers(len(files))]
+        data = bytearray(path.read_bytes())
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        assert not verify(root, full=True).ok, path
+        assert_close(compute_statistics(open_lake(root), also=["average_precision"]), expected)
+        assert results(root) == [name]
+
+
+@contextmanager
+def largest_file(size):
+    """Files cannot grow beyond `size` bytes: writing fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [100, 4000])  # while counting, at the end
+def test_a_full_disk_answers(lake, size):
+    expected = fresh(lake).drop_attrs()
+    with largest_file(size):
+        found = compute_statistics(lake)
+    assert found.attrs["kept"].startswith("no: ")
+    assert "File too large" in found.attrs["kept"]
+    assert found.drop_attrs().identical(expected)
+    assert results(lake.path) == []
+    assert compute_statistics(lake).attrs["kept"] == results(lake.path)[0]
+
+
+def test_a_full_disk_answers_what_is_asked_for_later(lake):
+    compute_statistics(lake)
+    before = results(lake.path)
+    with largest_file(100):
+        found = compute_statistics(lake, also=ALSO)
+    assert found.drop_attrs().identical(fresh(lake, also=ALSO).drop_attrs())
+    assert results(lake.path) == before
+    assert verify(lake.path, full=True).ok
+
+
+def test_the_same_question_from_two_processes(lake):
+    code = (
+        "import sys\nfrom neuronlake.analysis import compute_statistics\nfrom neuronlake.store import open_lake\n"
+        "lake = open_lake(sys.argv[1])\ncompute_statistics(lake, keep=False)\nprint('ready', flush=True)\ninput()\n"
+        "print(repr(float(compute_statistics(lake)['auroc'].sum())))"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(lake.path)]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60) for process in processes]
+    expected = fresh(lake)
+    assert outputs == [(f"{float(expected['auroc'].sum())!r}\n", "")] * 2
+    assert len(results(lake.path)) == 1
+    assert verify(lake.path, full=True).ok
+    assert compute_statistics(lake).drop_attrs().identical(expected.drop_attrs())
+
+
+def test_when_a_piece_fails_the_others_have_ended():
+    """What they write to is removed then."""
+    started, ended = Event(), Event()
+
+    def work(*, fail):
+        if fail:
+            assert started.wait(5)
+            raise ValueError("this piece")
+        started.set()
+        time.sleep(0.2)
+        ended.set()
+
+    with pytest.raises(ValueError, match="this piece"):
+        run_all(work, [{"fail": False}, {"fail": True}])
+    assert ended.is_set()
+
+
+def test_what_somebody_is_writing_is_left_alone(lake):
+    compute_statistics(lake)
+    kept = results(lake.path)
+    host = socket.gethostname().replace(".", "-")
+    parent, dead = (lake.path / f"statistics/.x.{host}.{pid}.abc.tmp" for pid in (os.getppid(), 999999999))
+    with staging(lake.path, "x") as mine:
+        for folder in (mine, parent, dead):
+            (folder / "pooled").mkdir(parents=True)
+            (folder / "pooled/zarr.json").write_text("half")
+        report = verify(lake.path, full=True)
+        assert report.ok
+        assert report.unknown_files == []
+        assert report.leftovers == [f"statistics/{dead.name}/pooled/zarr.json"]
+        repair(lake.path, full=True)
+        assert (mine / "pooled/zarr.json").exists()
+        assert (parent / "pooled/zarr.json").exists()
+        assert not dead.exists()
+    assert results(lake.path) == sorted([*kept, parent.name])
