@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.arrays import create_array
 from neuronlake.analysis.column import Accumulator, Partials, combine_partials, retag
 from neuronlake.analysis.derived import derived_statistics, requested_statistics
 from neuronlake.analysis.exact import column_auroc
@@ -18,6 +17,7 @@ from neuronlake.analysis.histogram import BINS, Binning
 from neuronlake.analysis.labels import BlockLabels
 from neuronlake.analysis.ranksum import SEGMENT_BYTES
 from neuronlake.analysis.source import LakeSource
+from neuronlake.store.arrays import create_array
 from neuronlake.store.encodings import get_encoding
 
 _local = local()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import StorageError
 from neuronlake.store.files import write_file
-from neuronlake.store.kept import KEPT, kept_results
+from neuronlake.store.kept import STATISTICS, kept_results
 from neuronlake.store.lake import Lake
 
 _PREFIX = "exact-"
@@ -102,4 +102,4 @@ def _place(source: LakeSource, dataset: xr.Dataset) -> tuple[Lake, str] | None:
     name = str(dataset.attrs.get("kept", ""))
     if not isinstance(source, Lake) or name not in kept_results(source.path):
         return None
-    return source, f"{KEPT}/{name}"
+    return source, f"{STATISTICS}/{name}"

@@ -21,16 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
-from neuronlake.analysis.arrays import create_array
 from neuronlake.analysis.column import Partials
 from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statistics
 from neuronlake.analysis.execute import Progress, run_all
 from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
 from neuronlake.analysis.histogram import Binning
 from neuronlake.analysis.labels import MIN_TOKENS
+from neuronlake.store.arrays import create_array
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import file_checksum
-from neuronlake.store.kept import KEPT, discard, kept_record, kept_results, staging, write_record
+from neuronlake.store.kept import STATISTICS, discard, kept_record, kept_results, staging, write_record
 from neuronlake.store.lake import Lake
 
 VERSION = 1
@@ -91,7 +91,7 @@ class KeptStatistics:
     @property
     def folder(self) -> Path:
         """Where it lies."""
-        return self.root / KEPT / self.name
+        return self.root / STATISTICS / self.name
 
     @property
     def counted(self) -> bool:

@@ -90,7 +90,9 @@ def _lake(name: str, files: list[Path], folder: Path) -> tuple[Any, dict[str, An
         "neurons": lake.neurons,
         "tokens": tokens,
         # without statistics that somebody kept in it
-        "bytes": sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and KEPT not in path.parts),
+        "bytes": sum(
+            path.stat().st_size for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] not in KEPT
+        ),
         # planning and loading included; only where nothing was extracted before
         "tokens_per_s": tokens / seconds if len(report.extracted) == report.blocks else None,
     }

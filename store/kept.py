@@ -1,7 +1,8 @@
 """Results kept inside a lake: computed from its blocks, never needed to read it, published whole or not at all.
 
-A result is a folder ``statistics/NAME`` with a sealed record that lists its files. It is written in a staging folder and
-renamed. Its files are not synced: it can be computed again, and what a power cut leaves of it does not fit its record.
+A result is a folder ``statistics/NAME`` or ``index/NAME`` with a sealed record that lists its files. It is written in a staging
+folder and renamed. Its files are not synced: it can be computed again, and what a power cut leaves of it does not fit its
+record.
 """
 
 import contextlib
@@ -22,12 +23,15 @@ from neuronlake.store.files import (
     unseal,
 )
 
-KEPT = "statistics"
+STATISTICS = "statistics"
+INDEX = "index"
+KEPT = (STATISTICS, INDEX)
+"""Folders of a lake that hold results."""
 RECORD = "record.json"
 
 
 @contextlib.contextmanager
-def staging(root: Path, name: str) -> Iterator[Path]:
+def staging(root: Path, name: str, *, kept: str = STATISTICS) -> Iterator[Path]:
     """Give a folder to write a result in; what is not published when the block ends is removed.
 
     Raises
@@ -35,7 +39,7 @@ def staging(root: Path, name: str) -> Iterator[Path]:
     StorageError
         When the file system refuses.
     """
-    folder = root / KEPT / temporary_name(name)
+    folder = root / kept / temporary_name(name)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -93,7 +97,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     (folder / RECORD).write_bytes(seal({**record, "files": files}))
 
 
-def kept_results(root: Path) -> list[str]:
+def kept_results(root: Path, *, kept: str = STATISTICS) -> list[str]:
     """Names of the results that a lake keeps, sorted.
 
     Raises
@@ -102,14 +106,14 @@ def kept_results(root: Path) -> list[str]:
         When the folder cannot be listed.
     """
     try:
-        return sorted(entry.name for entry in os.scandir(root / KEPT) if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in os.scandir(root / kept) if entry.is_dir() and not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise read_error(error, root / KEPT) from error
+        raise read_error(error, root / kept) from error
 
 
-def kept_record(root: Path, name: str, *, full: bool = False) -> dict[str, Any]:
+def kept_record(root: Path, name: str, *, kept: str = STATISTICS, full: bool = False) -> dict[str, Any]:
     """Read a result's record and compare its files with it: their sizes, or with `full` every byte.
 
     Metadata is compared always: a flipped bit in it gives other values, or those of chunks that are not there.
@@ -119,7 +123,7 @@ def kept_record(root: Path, name: str, *, full: bool = False) -> dict[str, Any]:
     DamageError
         When the record or a file is missing or differs.
     """
-    folder = root / KEPT / name
+    folder = root / kept / name
     path = folder / RECORD
     try:
         record = unseal(path.read_bytes(), str(path))
@@ -137,7 +141,7 @@ def kept_record(root: Path, name: str, *, full: bool = False) -> dict[str, Any]:
     return record
 
 
-def discard(root: Path, name: str) -> None:
+def discard(root: Path, name: str, *, kept: str = STATISTICS) -> None:
     """Remove a result: at once for readers, then from the disk.
 
     Raises
@@ -145,7 +149,7 @@ def discard(root: Path, name: str) -> None:
     StorageError
         When the file system refuses.
     """
-    folder = root / KEPT / name
+    folder = root / kept / name
     aside = folder.with_name(temporary_name(name))
     try:
         folder.rename(aside)

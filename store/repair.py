@@ -13,7 +13,7 @@ import xxhash
 import neuronlake.store.layout as layout
 from neuronlake.store.create import committed_fingerprints, remove_temporary
 from neuronlake.store.files import FileRecord, stale_temporaries, storage_error, sync_folder, write_file
-from neuronlake.store.kept import KEPT, discard
+from neuronlake.store.kept import discard
 from neuronlake.store.lock import writing
 from neuronlake.store.plan_record import PlanRecord, set_plan_aside
 from neuronlake.store.spec import LakeSpec, dump_metadata, metadata_files, root_metadata
@@ -104,9 +104,9 @@ class _Repair:
         self._repair_plan(plan, spec)
         for block in blocks:
             self._drop_block(block, spec, self._found.blocks[block])
-        for name in self._found.kept:
-            discard(self._root, name)
-            self._did(f"{KEPT}/{name}: removed; the same question computes it again")
+        for folder, name in self._found.kept:
+            discard(self._root, name, kept=folder)
+            self._did(f"{folder}/{name}: removed; the same question computes it again")
         self._remove_leftovers(spec)
 
     def _decide(self) -> tuple[PlanRecord | None, LakeSpec | None]:

@@ -73,8 +73,8 @@ class Findings:
     """Damaged plan tables."""
     blocks: dict[int, str] = field(default_factory=dict)
     """Committed block → the first thing that is wrong with it."""
-    kept: list[str] = field(default_factory=list)
-    """Damaged results kept in the lake; they can be computed again."""
+    kept: list[tuple[str, str]] = field(default_factory=list)
+    """Folder and name of damaged results kept in the lake; they can be computed again."""
     foreign: list[int] = field(default_factory=list)
     """Those of `blocks` whose commit record names another lake, or a block that the plan does not have."""
 
@@ -109,7 +109,7 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
         known.add(layout.commit_path(block))
         _examine_block(root, found, block, known)
     found.kept = _examine_kept(root, found.report)
-    kept = tuple(f"{KEPT}/{name}/" for name in kept_results(root))
+    kept = tuple(f"{folder}/{name}/" for folder in KEPT for name in kept_results(root, kept=folder))
     others = [path for path in present if path not in known and not path.startswith(kept)]
     if found.plan is None:  # then no record lists what planning wrote
         metadata = {} if found.spec is None else metadata_files(found.spec, 1)
@@ -204,17 +204,17 @@ def _examine_block(root: Path, found: Findings, block: int, known: set[str]) -> 
         wrong(problem)
 
 
-def _examine_kept(root: Path, report: VerifyReport) -> list[str]:
-    """Check the results kept in the lake against their records; return the names of the damaged ones."""
+def _examine_kept(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
+    """Check the results kept in the lake against their records; return folder and name of the damaged ones."""
     damaged = []
-    for name in kept_results(root):
+    for kept, name in [(folder, name) for folder in KEPT for name in kept_results(root, kept=folder)]:
         try:
-            record = kept_record(root, name, full=report.full)
-            for path in (root / KEPT / name).glob(f"*/{RECORD}"):  # of what was asked for later
-                kept_record(root, f"{name}/{path.parent.name}", full=report.full)
+            record = kept_record(root, name, kept=kept, full=report.full)
+            for path in (root / kept / name).glob(f"*/{RECORD}"):  # of what was asked for later
+                kept_record(root, f"{name}/{path.parent.name}", kept=kept, full=report.full)
         except DamageError as error:
-            report.damage.append(f"{KEPT}/{name}: {str(error).removeprefix(f'{root}/')}; it can be computed again")
-            damaged.append(name)
+            report.damage.append(f"{kept}/{name}: {str(error).removeprefix(f'{root}/')}; it can be computed again")
+            damaged.append((kept, name))
             continue
         report.files_checked += len(record["files"])
         report.bytes_checked += sum(entry["bytes"] for entry in record["files"]) if report.full else 0
@@ -249,7 +249,7 @@ def _sort_others(root: Path, found: Findings, paths: Iterable[str], committed: s
         ended = uncommitted or any(path == name or path.startswith(f"{name}/") for name in stale)
         if not uncommitted and not _TEMPORARY.search(path):
             report.unknown_files.append(path)
-        elif path.startswith(f"{KEPT}/.") and not ended:
+        elif path.startswith(tuple(f"{kept}/." for kept in KEPT)) and not ended:
             continue  # a result that a reader is about to keep; that needs no lock
         elif report.writer is None:
             (report.leftovers if ended else report.unknown_files).append(path)
