@@ -193,7 +193,7 @@ def _audit(lake: Lake, commit: Commit, model: Model) -> BlockAudit:
             scratch = Path(folder)
             create_lake(scratch, lake.spec)
             publish_plan(scratch, lake.spec, lake.plan)
-            with BlockWriter(scratch, lake.spec, overlap_encoding=model.device.type != "cpu") as writer:
+            with BlockWriter(scratch, lake.spec, overlap_encoding=model.device.type != "cpu", index=False) as writer:
                 extract_block(
                     lake.path,
                     lake.plan,

@@ -1,8 +1,8 @@
 """Results kept inside a lake: computed from its blocks, never needed to read it, published whole or not at all.
 
-A result is a folder ``statistics/NAME`` or ``index/NAME`` with a sealed record that lists its files. It is written in a staging
-folder and renamed. Its files are not synced: it can be computed again, and what a power cut leaves of it does not fit its
-record.
+A result is a folder ``statistics/NAME`` or ``index/NAME`` with a sealed record that lists its files. It is written in a
+staging folder and renamed. Its files are not synced: it can be computed again, and what a power cut leaves of it does not
+fit its record.
 """
 
 import contextlib

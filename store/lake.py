@@ -1,6 +1,7 @@
 """Open a lake and read from it. Uncommitted blocks are absent: they are never read as fill values."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import dask.array
     import xarray
 
+    from neuronlake.store.index import LakeIndex
     from neuronlake.store.views import LayerArray
 
 _Result = TypeVar("_Result")
@@ -65,6 +67,8 @@ class Lake:
         self.blocks = blocks
         """Committed blocks, ascending."""
         self.reader = ShardReader(root, spec)
+        self._indexes: dict[str, LakeIndex] = {}
+        self._index_lock = threading.Lock()
 
     def __repr__(self) -> str:
         return (
@@ -125,6 +129,15 @@ class Lake:
     def commits(self) -> tuple[Commit, ...]:
         """Commit records of the committed blocks."""
         return tuple(read_commit(self.path, block) for block in self.blocks)
+
+    def index(self, site: str = layout.DEFAULT_SITE) -> "LakeIndex":
+        """Return what the lake's index knows; opened once."""
+        from neuronlake.store.index import LakeIndex
+
+        with self._index_lock:
+            if site not in self._indexes:
+                self._indexes[site] = LakeIndex(self.path, site, self.blocks)
+            return self._indexes[site]
 
     # ---- activations ----------------------------------------------------------------------------------------------
 

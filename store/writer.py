@@ -1,5 +1,6 @@
 """From a full buffer to a committed block, in the background."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,8 +18,12 @@ import neuronlake.store.layout as layout
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.commits import Commit, write_commit
 from neuronlake.store.encodings import checksum, get_encoding
+from neuronlake.store.errors import StorageError
 from neuronlake.store.files import FileRecord, StagedFile, sync_folder, write_file
+from neuronlake.store.index import IndexDamageError, block_checksum, block_flags, keep_block, merge_many
+from neuronlake.store.index_build import BlockIndexer
 from neuronlake.store.parallel import usable_cpus
+from neuronlake.store.plan_record import read_plan_record
 from neuronlake.store.quantise import expand, quantise
 from neuronlake.store.shard import build_index
 from neuronlake.store.spec import LakeSpec
@@ -52,6 +57,9 @@ class BlockWriter:
     tap
         Called with every chunk as a reader will decode it, from the encoding threads: several at once, but never two of the
         same layer. The array is reused: it must not be kept. Its time is the writer's.
+    index
+        Keep the index of every block. A file system that refuses it costs no block: what the index lacks is read from the
+        activations, and `complete_index` makes it again.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class BlockWriter:
         threads: int | None = None,
         overlap_encoding: bool = True,
         tap: Tap | None = None,
+        index: bool = True,
     ):
         self._root = root
         self._spec = spec
@@ -69,6 +78,8 @@ class BlockWriter:
         self._geometry = spec.geometry(blocks=0)
         self._overlap_encoding = overlap_encoding
         self._tap = tap
+        self._plan = read_plan_record(root) if index else None
+        self._indexer: BlockIndexer | None = None
         self._free: SimpleQueue[BlockBuffer | None] = SimpleQueue()
         for _ in range(2 if overlap_encoding else 1):
             self._free.put(None)  # made when first needed: a lake of one block needs one
@@ -79,6 +90,7 @@ class BlockWriter:
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="neuronlake-commit")
         self._pending: Future[None] | None = None
         self._local = threading.local()
+        self._checksums: dict[int, str] = {}
         self.bytes_written = 0
         """Bytes of the shards written so far, for progress displays."""
 
@@ -127,6 +139,10 @@ class BlockWriter:
         """
         buffer.check_complete()
         self.flush()
+        self._indexer = None
+        if self._plan is not None:
+            table = self._plan.files[layout.table_path("plan", block)]
+            self._indexer = BlockIndexer(self._spec, block_flags(self._root, table))
         layers = [self._encoders.submit(self._encode_layer, site, layer, block, buffer) for site, layer in buffer.keys]
         known = {**provenance, "lake": self._spec.fingerprint}
         self._pending = self._committer.submit(self._commit_block, block, rows, buffer, layers, known)
@@ -159,12 +175,15 @@ class BlockWriter:
             if self._encoding.quantised:
                 codes = self._scratch("codes", self._encoding.codes)
                 scales.append(quantise(tile, buffer.used, codes))
-            if self._tap is not None:
+            if self._tap is not None or self._indexer is not None:
                 stored = tile
                 if self._encoding.quantised:
                     stored = self._scratch("stored", self._encoding.stored)
                     expand(codes, scales[-1], stored)
-                self._tap(site, layer, block, number, stored)
+                if self._indexer is not None:
+                    self._indexer.add(site, layer, number, stored)
+                if self._tap is not None:
+                    self._tap(site, layer, block, number, stored)
             chunk = self._encoding.compress(codes)
             lengths.append(sum(map(len, chunk)))
             yield from chunk
@@ -193,6 +212,7 @@ class BlockWriter:
         wait(layers)
         keys = buffer.keys
         self._free.put(buffer)
+        indexer = self._indexer  # the next block's is made when this one is committed
         encoded = dict(zip(keys, (layer.result() for layer in layers), strict=True))
         records = [layer.file.result() for layer in encoded.values()]
         for site, layer in keys:
@@ -205,6 +225,15 @@ class BlockWriter:
                 records.append(write_file(self._root, path, [*chain.from_iterable(parts), index]))
                 sync_folder((self._root / path).parent)
         write_commit(self._root, Commit(block=block, rows=rows, provenance=provenance, files=tuple(records)))
+        if indexer is not None:
+            self._keep_index(block, indexer)
+
+    def _keep_index(self, block: int, indexer: BlockIndexer) -> None:
+        self._checksums[block] = block_checksum(self._root, block)
+        with contextlib.suppress(StorageError, OSError, IndexDamageError):
+            for site, found in indexer.finish().items():
+                keep_block(self._root, site, block, found)
+                merge_many(self._root, site, self._checksums)
 
 
 @dataclass(frozen=True, kw_only=True)

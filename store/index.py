@@ -1,0 +1,377 @@
+"""The index of a lake: written with each block, merged into few files, and never trusted where it does not fit the blocks.
+
+It lies in ``index/`` as segments. A segment covers some blocks of one site; its record holds the checksums of their commit
+records, and a segment of whose blocks one has changed is as good as absent. Losing the index loses nothing but time: it can
+be made from the activations again, and whoever asks while it is not there reads them.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import neuronlake.store.layout as layout
+from neuronlake.store.arrays import create_array
+from neuronlake.store.errors import DamageError, StorageError
+from neuronlake.store.files import file_checksum, read_checked
+from neuronlake.store.index_build import EXTREMES, STRONGEST, BlockIndex, BlockIndexer
+from neuronlake.store.index_kernels import NOBODY
+from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish, staging
+from neuronlake.store.parallel import map_ordered
+from neuronlake.store.tables import from_parquet
+
+if TYPE_CHECKING:
+    from neuronlake.store.lake import Lake
+
+VERSION = 1
+PREFIX = "blocks-"
+"""Names of the segments begin with it."""
+_PER_NEURON = ("top/rows", "top/values", "bottom/rows", "bottom/values")
+_PER_TOKEN = ("tokens/neurons", "tokens/values")
+_CHUNK_VALUES = 1 << 16
+_MANY = 32  # segments of one block each that a writer merges as it goes on
+
+
+class IndexDamageError(DamageError):
+    """A segment cannot be read; what it covers is read from the activations instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Index of some blocks of one site."""
+
+    root: Path
+    name: str
+    record: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Covered blocks, ascending."""
+        return tuple(sorted(int(block) for block in self.record["blocks"]))
+
+    @cached_property
+    def ordinary(self) -> NDArray[np.int64]:
+        """Rows of each block that are neither special nor padding, (blocks,)."""
+        return np.array(self.record["ordinary"], dtype=np.int64)
+
+    def array(self, name: str) -> Any:
+        """Open one of its Zarr arrays."""
+        if name not in self._arrays:
+            import zarr
+
+            self._arrays[name] = zarr.open_array(self.root / INDEX / self.name / name, mode="r")
+        return self._arrays[name]
+
+    def read(self, name: str, selection: Any) -> NDArray[Any]:
+        """Read from one of its arrays.
+
+        Raises
+        ------
+        IndexDamageError
+            When it is not what was written, or gone.
+        """
+        try:
+            return np.asarray(self.array(name)[selection])
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # of the codecs and of the metadata
+            raise IndexDamageError(f"{self.root / INDEX / self.name / name}: {error}") from None
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        return {}
+
+
+def segments(root: Path, site: str, checksums: Mapping[int, str]) -> list[Segment]:
+    """Return segments of a site that fit the committed blocks and do not overlap, those that cover most first.
+
+    Parameters
+    ----------
+    checksums
+        Block → checksum of its commit record.
+    """
+    found = []
+    for name in kept_results(root, kept=INDEX):
+        if not name.startswith(f"{PREFIX}{site}-"):
+            continue
+        try:
+            segment = Segment(root=root, name=name, record=kept_record(root, name, kept=INDEX))
+        except DamageError:  # `verify` lists it
+            continue
+        known = segment.record
+        if known["version"] != VERSION or known["site"] != site:
+            continue
+        if all(checksums.get(int(block)) == checksum for block, checksum in known["blocks"].items()):
+            found.append(segment)
+    chosen: list[Segment] = []
+    covered: set[int] = set()
+    for segment in sorted(found, key=lambda segment: (-len(segment.blocks), segment.name)):
+        if not covered & set(segment.blocks):
+            chosen.append(segment)
+            covered |= set(segment.blocks)
+    return chosen
+
+
+def block_checksum(root: Path, block: int) -> str:
+    """Checksum of a committed block's record, which holds those of its files."""
+    return file_checksum(root / layout.commit_path(block))[1]
+
+
+def keep_block(root: Path, site: str, block: int, found: BlockIndex) -> None:
+    """Write the index of a block that has just been committed, as a segment of its own.
+
+    Raises
+    ------
+    StorageError
+        When the file system refuses.
+    """
+    record = _record(site, {block: block_checksum(root, block)}, [found.ordinary])
+    name = _name(record)
+    with staging(root, name, kept=INDEX) as folder:
+        for array in (*_PER_NEURON, "sum"):
+            values = found.arrays[array]
+            _create(folder, array, values[:, :, None].shape, values.dtype)[...] = values[:, :, None]
+        for array in _PER_TOKEN:
+            values = found.arrays[array]
+            _create(folder, array, (1, *values.shape), values.dtype)[...] = values[None]
+        publish(folder, name, record)
+
+
+def merge(root: Path, parts: Sequence[Segment]) -> None:
+    """Put segments of one site together into one, and remove them.
+
+    Raises
+    ------
+    IndexDamageError
+        When one cannot be read.
+    StorageError
+        When the file system refuses.
+    """
+    place = {block: (part, at) for part in parts for at, block in enumerate(part.blocks)}
+    blocks = sorted(place)
+    site = parts[0].record["site"]
+    record = _record(
+        site,
+        {block: place[block][0].record["blocks"][str(block)] for block in blocks},
+        [int(place[block][0].ordinary[place[block][1]]) for block in blocks],
+    )
+    name = _name(record)
+    order = np.argsort(np.concatenate([part.blocks for part in parts]), kind="stable")
+    with staging(root, name, kept=INDEX) as folder:
+        for array in (*_PER_NEURON, "sum"):
+            shape, dtype = parts[0].array(array).shape, parts[0].array(array).dtype
+            merged = _create(folder, array, (*shape[:2], len(blocks), *shape[3:]), dtype)
+
+            def merge_layer(layer: int, array: str = array, merged: Any = merged) -> None:
+                merged[layer] = np.concatenate([part.read(array, layer) for part in parts], axis=1)[:, order]
+
+            list(map_ordered(merge_layer, range(shape[0])))
+        for array in _PER_TOKEN:
+            shape, dtype = parts[0].array(array).shape, parts[0].array(array).dtype
+            merged = _create(folder, array, (len(blocks), *shape[1:]), dtype)
+            for to, block in enumerate(blocks):
+                part, at = place[block]
+                merged[to] = part.read(array, at)
+        publish(folder, name, record)
+    for part in parts:
+        if part.name != name:
+            discard(root, part.name, kept=INDEX)
+
+
+def merge_many(root: Path, site: str, checksums: Mapping[int, str]) -> None:
+    """Merge the segments of one block each, if they have become many: a query opens every segment."""
+    single = [segment for segment in segments(root, site, checksums) if len(segment.blocks) == 1]
+    if len(single) >= _MANY:
+        merge(root, single)
+
+
+def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+    """Index the committed blocks that no segment covers, and merge all segments of a site into one.
+
+    Returns
+    -------
+    int
+        Blocks that were read.
+
+    Raises
+    ------
+    DamageError
+        When an activation chunk is damaged.
+    StorageError
+        When the file system refuses.
+    """
+    checksums = {block: block_checksum(lake.path, block) for block in lake.blocks}
+    missing: set[int] = set()
+    for site in lake.sites:
+        covered = {block for segment in segments(lake.path, site, checksums) for block in segment.blocks}
+        missing |= set(lake.blocks) - covered
+    for done, block in enumerate(sorted(missing)):
+        progress(done, len(missing))
+        for site, found in index_block(lake, block).items():
+            keep_block(lake.path, site, block, found)
+    progress(len(missing), len(missing))
+    for site in lake.sites:
+        parts = segments(lake.path, site, checksums)
+        if len(parts) > 1:
+            try:
+                merge(lake.path, parts)
+            except IndexDamageError:
+                for part in parts:
+                    _check_or_discard(lake.path, part)
+                return complete_index(lake, progress=progress)
+        kept = {part.name for part in segments(lake.path, site, checksums)}
+        for name in kept_results(lake.path, kept=INDEX):  # of blocks that have changed, or damaged
+            if name.startswith(f"{PREFIX}{site}-") and name not in kept:
+                discard(lake.path, name, kept=INDEX)
+    return len(missing)
+
+
+def index_block(lake: "Lake", block: int) -> dict[str, BlockIndex]:
+    """Index one committed block from its activations."""
+    indexer = BlockIndexer(lake.spec, block_flags(lake.path, lake.plan.files[layout.table_path("plan", block)]))
+    buffers = _Buffers(lake)
+
+    def add(where: tuple[str, int]) -> None:
+        site, layer = where
+        out = buffers.mine()
+        with lake.reader.shard(site, layer, block) as shard:
+            for chunk in range(lake.reader.chunks):
+                shard.patterns(chunk, out)
+                indexer.add(site, layer, chunk, out)
+
+    for _ in map_ordered(add, [(site, layer) for site in lake.sites for layer in lake.layers]):
+        pass
+    return indexer.finish()
+
+
+def block_flags(root: Path, record: Any) -> NDArray[np.uint8]:
+    """Flags of a block's rows, from its checked plan table: uint8 (block rows,)."""
+    flags: NDArray[np.uint8] = from_parquet(read_checked(root, record), ["flags"]).column("flags").to_numpy()
+    return flags
+
+
+class LakeIndex:
+    """What a lake's segments know of one site: the reading side.
+
+    Methods return what they find for the blocks they find it for; the caller reads the other blocks. Safe to share between
+    threads.
+    """
+
+    def __init__(self, root: Path, site: str, blocks: Sequence[int]):
+        self.segments = segments(root, site, {block: block_checksum(root, block) for block in blocks})
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Covered blocks, ascending."""
+        return tuple(sorted(block for segment in self.segments for block in segment.blocks))
+
+    def extremes(self, place: int, neuron: int, *, bottom: bool) -> "Extremes":
+        """Highest (or lowest) tokens of a neuron, block by block.
+
+        Parameters
+        ----------
+        place
+            Position of the layer among the stored ones.
+        """
+        side = "bottom" if bottom else "top"
+        blocks, ordinary, rows, values = [], [], [], []
+        for segment in self.segments:
+            try:
+                some_rows = segment.read(f"{side}/rows", (place, neuron))
+                some_values = segment.read(f"{side}/values", (place, neuron))
+            except IndexDamageError:
+                continue
+            blocks.append(np.array(segment.blocks, dtype=np.int64))
+            ordinary.append(segment.ordinary)
+            rows.append(some_rows.astype(np.int64))
+            values.append(some_values.astype(np.float32))
+        if not blocks:
+            none = np.empty(0, dtype=np.int64)
+            return Extremes(none, none, none.reshape(0, EXTREMES), np.empty((0, EXTREMES), dtype=np.float32))
+        return Extremes(np.concatenate(blocks), np.concatenate(ordinary), np.concatenate(rows), np.concatenate(values))
+
+    def strongest(self, block: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.float32]] | None:
+        """Neurons of largest magnitude on some rows of a block, (rows, STRONGEST) each; None where it is not known."""
+        for segment in self.segments:
+            if block in segment.blocks:
+                at = segment.blocks.index(block)
+                try:
+                    neurons, values = (segment.read(name, at) for name in _PER_TOKEN)
+                except IndexDamageError:
+                    return None
+                return neurons[rows], values[rows].astype(np.float32)
+        return None
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Highest or lowest tokens of a neuron in some blocks."""
+
+    blocks: NDArray[np.int64]
+    ordinary: NDArray[np.int64]
+    """Rows of each block that could be listed, (blocks,)."""
+    rows: NDArray[np.int64]
+    """Within the block, best first, (blocks, EXTREMES); only the first `ordinary` are in use."""
+    values: NDArray[np.float32]
+
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """Entries in use, (blocks,)."""
+        return np.minimum(self.ordinary, self.rows.shape[1])
+
+
+class _Buffers:
+    """A buffer per thread for the patterns of a chunk."""
+
+    def __init__(self, lake: "Lake"):
+        self._local = threading.local()
+        self._shape, self._dtype = lake.reader.chunk_shape, lake.reader.encoding.stored
+
+    def mine(self) -> NDArray[Any]:
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = np.empty(self._shape, dtype=self._dtype)
+        return self._local.buffer  # type: ignore[no-any-return]
+
+
+def _record(site: str, blocks: Mapping[int, str], ordinary: Iterable[int]) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "site": site,
+        "blocks": {str(block): checksum for block, checksum in blocks.items()},
+        "ordinary": list(ordinary),
+        "extremes": EXTREMES,
+        "strongest": STRONGEST,
+        "nobody": int(NOBODY),
+    }
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    blocks = sorted(int(block) for block in record["blocks"])
+    mark = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{PREFIX}{record['site']}-{blocks[0]:06d}-{blocks[-1]:06d}-{mark}"
+
+
+def _create(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Make an array: one file per layer, in chunks of a few neurons; or one file per block."""
+    if name in _PER_TOKEN:
+        chunks: tuple[int, ...] = (1, *shape[1:])
+        return create_array(folder, name, shape, dtype, chunks, codec="zstd")
+    per_neuron = int(np.prod(shape[2:]))
+    width = max(1, min(shape[1], _CHUNK_VALUES // per_neuron))
+    chunks = (1, width, *shape[2:])
+    shards = (1, -(-shape[1] // width) * width, *shape[2:])
+    return create_array(folder, name, shape, dtype, chunks, shards=shards, codec="zstd")
+
+
+def _check_or_discard(root: Path, segment: Segment) -> None:
+    try:
+        kept_record(root, segment.name, kept=INDEX, full=True)
+    except DamageError:
+        with suppress(StorageError):
+            discard(root, segment.name, kept=INDEX)

@@ -1,0 +1,368 @@
+"""Compiled loops of the index: the extreme tokens of every neuron of a chunk, and the strongest neurons of every token.
+
+Values come as stored bit patterns and are compared as integers: a sign-magnitude float becomes a key that orders as the
+value does, −0 equal to +0. Few values matter, so 64 at a time are compared with their thresholds and only the set bits of
+the answer are looked at: numba cannot write that, hence the LLVM intrinsic. All loops release the GIL.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from neuronlake.store.floats import bf16bits_to_f32, bits_to_f32, f16bits_to_f32
+
+LANES = 64
+_RANK = 4  # the threshold is the fourth largest of a sample in which the lists' last is expected to be the first
+NOBODY = np.uint32(0xFFFFFFFF)
+"""In a token's list: an entry that no neuron has taken."""
+_SPACE = 16  # candidates per entry of a list; a neuron with more of them (ties) is sorted in full
+
+
+def _compare(bits: int) -> Any:
+    """Return (addresses of 64 values, of as many high and low thresholds) -> uint64: which keys are beyond either."""
+    sign = bits - 1
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def compare(typing_context: Any, values: Any, high: Any, low: Any) -> Any:  # noqa: ARG001  (numba's signature)
+        lane = ir.IntType(bits)
+        vector = ir.VectorType(lane, LANES)
+
+        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            def load(address: Any) -> Any:
+                pointer = builder.inttoptr(address, ir.PointerType(vector))
+                return builder.load(pointer, align=bits // 8)
+
+            def splat(value: int) -> Any:
+                return ir.Constant(vector, [value] * LANES)
+
+            raw = load(args[0])
+            negative = builder.ashr(raw, splat(sign))
+            key = builder.sub(builder.xor(builder.and_(raw, splat((1 << sign) - 1)), negative), negative)
+            above = builder.icmp_signed(">=", key, load(args[1]))
+            below = builder.icmp_signed("<=", key, load(args[2]))
+            return builder.or_(
+                builder.zext(builder.bitcast(above, ir.IntType(64)), ir.IntType(64)),
+                builder.bitcast(below, ir.IntType(64)),
+            )
+
+        return types.uint64(types.uint64, types.uint64, types.uint64), emit
+
+    return compare
+
+
+def _exceed(bits: int) -> Any:
+    """Return (address of values, threshold) -> uint64: which of 64 magnitudes are ≥ the threshold."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def exceed(typing_context: Any, values: Any, threshold: Any) -> Any:  # noqa: ARG001
+        lane = ir.IntType(bits)
+        vector = ir.VectorType(lane, LANES)
+
+        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            raw = builder.load(builder.inttoptr(args[0], ir.PointerType(vector)), align=bits // 8)
+            magnitude = builder.and_(raw, ir.Constant(vector, [(1 << (bits - 1)) - 1] * LANES))
+            one = builder.insert_element(
+                ir.Constant(vector, ir.Undefined), builder.trunc(args[1], lane) if bits < 32 else args[1], ir.IntType(32)(0)
+            )
+            all_lanes = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+            return builder.bitcast(builder.icmp_unsigned(">=", magnitude, all_lanes), ir.IntType(64))
+
+        return types.uint64(types.uint64, types.uint32), emit
+
+    return exceed
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _trailing_zeros(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.uint64(types.uint64), emit
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _key_16(bits: Any) -> Any:
+    signed = numba.int32(numba.int16(bits))
+    return signed if signed >= 0 else -(signed & numba.int32(0x7FFF))
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _key_32(bits: Any) -> Any:
+    signed = numba.int32(bits)
+    return signed if signed >= 0 else -(signed & numba.int32(0x7FFFFFFF))
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _magnitude_16(bits: Any) -> Any:
+    return numba.uint16(bits & numba.uint16(0x7FFF))
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _magnitude_32(bits: Any) -> Any:
+    return numba.uint32(bits & numba.uint32(0x7FFFFFFF))
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _insert(keys: Any, rows: Any, filled: int, value: Any, row: Any) -> int:
+    """Put (value, row) into a descending list; rows come ascending, so that of equal values the lower row stays first."""
+    size = keys.shape[0]
+    if filled == size:
+        if value <= keys[size - 1]:
+            return filled
+        place = size - 1
+    else:
+        place = filled
+        filled += 1
+    while place > 0 and keys[place - 1] < value:
+        keys[place] = keys[place - 1]
+        rows[place] = rows[place - 1]
+        place -= 1
+    keys[place] = value
+    rows[place] = row
+    return filled
+
+
+def _make_extremes(key: Any, compare: Any, kind: Any, lowest: int) -> Any:
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def thresholds_of(codes: Any, used: Any, sample: int, ranked: Any, high: Any, low: Any) -> None:
+        """Fourth largest and smallest key of every column in a sample of the rows."""
+        total, width = used.shape[0], codes.shape[1]
+        ranked[:, :_RANK] = lowest
+        for i in range(sample):
+            line = codes[used[i * total // sample]]
+            for j in range(width):
+                value = numba.int32(key(line[j]))
+                up, down = value, -value
+                for rank in range(_RANK):
+                    best = ranked[0, rank, j]
+                    ranked[0, rank, j] = max(best, up)
+                    up = min(best, up)
+                    best = ranked[1, rank, j]
+                    ranked[1, rank, j] = max(best, down)
+                    down = min(best, down)
+        for j in range(width):
+            high[j] = kind(ranked[0, _RANK - 1, j])
+            low[j] = kind(-ranked[1, _RANK - 1, j])
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def extremes(codes: Any, used: Any, width: int, work: Any, keys: Any, rows: Any) -> None:
+        candidates, counts, ranked, high, low = work
+        total, size = used.shape[0], keys.shape[2]
+        if total > 4 * _RANK * size and codes.shape[1] >= LANES:
+            thresholds_of(codes, used, total // size, ranked, high, low)
+            space = candidates.shape[2]
+            counts[:] = 0
+            for first in range(0, codes.shape[1], LANES):
+                highs, lows = high[first:].ctypes.data, low[first:].ctypes.data
+                for i in range(total):
+                    line = codes[used[i]]
+                    mask = compare(numba.uint64(line[first:].ctypes.data), numba.uint64(highs), numba.uint64(lows))
+                    while mask:
+                        j = first + numba.int64(_trailing_zeros(mask))
+                        mask &= mask - numba.uint64(1)
+                        value = key(line[j])
+                        if value >= high[j]:
+                            count = counts[0, j]
+                            if count < space:
+                                candidates[0, j, count] = used[i]
+                            counts[0, j] = count + 1
+                        if value <= low[j]:
+                            count = counts[1, j]
+                            if count < space:
+                                candidates[1, j, count] = used[i]
+                            counts[1, j] = count + 1
+        else:
+            counts[:] = 0
+        for j in range(width):
+            for side in range(2):
+                sign = 1 - 2 * side
+                count, filled = counts[side, j], 0
+                if min(size, total) <= count <= candidates.shape[2]:
+                    for i in range(count):
+                        row = candidates[side, j, i]
+                        filled = _insert(keys[side, j], rows[side, j], filled, numba.int32(sign * key(codes[row, j])), row)
+                else:
+                    for i in range(total):
+                        row = used[i]
+                        filled = _insert(keys[side, j], rows[side, j], filled, numba.int32(sign * key(codes[row, j])), row)
+
+    return extremes
+
+
+def _make_strongest(exceed: Any, magnitude: Any) -> Any:
+    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
+    def before(size: Any, neuron: Any, other_size: Any, other: Any) -> Any:
+        return size > other_size or (size == other_size and neuron < other)
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def place(values: Any, neurons: Any, value: Any, neuron: Any) -> None:
+        """Put one neuron into a token's list: largest magnitude first, of equal ones the lower neuron. The last leaves."""
+        size, at = magnitude(value), values.shape[0] - 1
+        if not before(size, neuron, magnitude(values[at]), neurons[at]):
+            return
+        while at > 0 and before(size, neuron, magnitude(values[at - 1]), neurons[at - 1]):
+            values[at] = values[at - 1]
+            neurons[at] = neurons[at - 1]
+            at -= 1
+        values[at] = value
+        neurons[at] = neuron
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def strongest(codes: Any, used: Any, width: int, first_neuron: int, values: Any, neurons: Any) -> None:
+        last = values.shape[1] - 1
+        for i in range(used.shape[0]):
+            row = used[i]
+            line = codes[row]
+            if codes.shape[1] >= LANES:
+                for first in range(0, width, LANES):
+                    threshold = numba.uint32(magnitude(values[row, last]))
+                    mask = exceed(numba.uint64(line[first:].ctypes.data), threshold)
+                    while mask:
+                        j = first + numba.int64(_trailing_zeros(mask))
+                        mask &= mask - numba.uint64(1)
+                        if j < width:
+                            place(values[row], neurons[row], line[j], numba.uint32(first_neuron + j))
+            else:
+                for j in range(width):
+                    place(values[row], neurons[row], line[j], numba.uint32(first_neuron + j))
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def merge(values: Any, neurons: Any, more_values: Any, more_neurons: Any) -> None:
+        for row in range(values.shape[0]):
+            for i in range(more_values.shape[1]):
+                if more_neurons[row, i] != NOBODY:
+                    place(values[row], neurons[row], more_values[row, i], more_neurons[row, i])
+
+    return strongest, merge
+
+
+def _make_sums(decode: Any) -> Any:
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def sums(codes: Any, used: Any, out: Any) -> None:
+        total = used.shape[0] - used.shape[0] % 4
+        for i in range(0, total, 4):  # four rows for every load and store of the sums
+            a, b, c, d = codes[used[i]], codes[used[i + 1]], codes[used[i + 2]], codes[used[i + 3]]
+            for j in range(out.shape[0]):
+                left = numba.float64(decode(a[j])) + numba.float64(decode(b[j]))
+                out[j] += left + (numba.float64(decode(c[j])) + numba.float64(decode(d[j])))
+        for i in range(total, used.shape[0]):
+            line = codes[used[i]]
+            for j in range(out.shape[0]):
+                out[j] += numba.float64(decode(line[j]))
+
+    return sums
+
+
+_SUMS = {
+    "float16": _make_sums(f16bits_to_f32),
+    "bfloat16": _make_sums(bf16bits_to_f32),
+    "float32": _make_sums(bits_to_f32),
+}
+_EXTREMES = {
+    2: _make_extremes(_key_16, _compare(16), numba.int16, -(1 << 15)),
+    4: _make_extremes(_key_32, _compare(32), numba.int32, -(1 << 31) + 1),
+}
+_STRONGEST = {2: _make_strongest(_exceed(16), _magnitude_16), 4: _make_strongest(_exceed(32), _magnitude_32)}
+
+
+class ExtremesWork:
+    """What `extremes` needs besides its arguments, for chunks of one shape; one per thread."""
+
+    def __init__(self, codes: np.dtype[Any], *, width: int, size: int, row: np.dtype[Any]):
+        signed = np.dtype(f"i{codes.itemsize}")
+        self.arrays = (
+            np.empty((2, width, _SPACE * size), dtype=row),
+            np.empty((2, width), dtype=np.int64),
+            np.empty((2, _RANK, width), dtype=np.int32),
+            np.empty(width, dtype=signed),
+            np.empty(width, dtype=signed),
+        )
+
+
+def extremes(
+    codes: NDArray[Any],
+    used: NDArray[np.int64],
+    width: int,
+    work: ExtremesWork,
+    keys: NDArray[np.int32],
+    rows: NDArray[Any],
+) -> None:
+    """Find the highest and the lowest values of every neuron of a chunk.
+
+    Parameters
+    ----------
+    codes : uint16 or float32 (block rows, c), C order
+        Bit patterns of the values.
+    used : int64 (n,)
+        Rows that count, ascending.
+    width
+        Neurons in use.
+    work
+        Scratch memory.
+    keys : int32 (2, width, size)
+        Filled with the keys of the highest values, descending, and with the negated ones of the lowest; where there are
+        fewer than `size` rows the rest is left as it is.
+    rows : (2, width, size)
+        Filled with their rows; of equal values the lower row comes first.
+    """
+    _EXTREMES[codes.itemsize](_bits(codes), used, width, work.arrays, keys, rows)
+
+
+def strongest(
+    codes: NDArray[Any],
+    used: NDArray[np.int64],
+    width: int,
+    first_neuron: int,
+    values: NDArray[Any],
+    neurons: NDArray[np.uint32],
+) -> None:
+    """Update the lists of the neurons of largest magnitude on every token.
+
+    Parameters
+    ----------
+    codes, used, width
+        As for `extremes`.
+    first_neuron
+        Number of the chunk's first neuron, counted through all layers.
+    values : uint16 or uint32 (block rows, size)
+        Bit patterns, largest magnitude first; zero where `neurons` is NOBODY.
+    neurons : uint32 (block rows, size)
+        Of equal magnitudes the lower number comes first.
+    """
+    _STRONGEST[codes.itemsize][0](_bits(codes), used, width, first_neuron, values, neurons)
+
+
+def merge_strongest(
+    values: NDArray[Any], neurons: NDArray[np.uint32], more_values: NDArray[Any], more_neurons: NDArray[np.uint32]
+) -> None:
+    """Add the lists of other neurons, see `strongest`."""
+    _STRONGEST[values.itemsize][1](values, neurons, more_values, more_neurons)
+
+
+def sums(codes: NDArray[Any], used: NDArray[np.int64], width: int, values: str) -> NDArray[np.float64]:
+    """Sum of every neuron of a chunk over the rows that count, float64 (width,); `values` is the format of the patterns."""
+    out = np.zeros(width, dtype=np.float64)
+    _SUMS[values](_bits(codes), used, out)
+    return out
+
+
+def pattern_values(patterns: NDArray[Any], values: str) -> NDArray[Any]:
+    """Decode bit patterns of `values` (an encoding's): float16 of float16, float32 of the others; both exact."""
+    if values == "bfloat16":
+        return (patterns.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return patterns.view(np.float16 if values == "float16" else np.float32)
+
+
+def key_values(keys: NDArray[np.int32], values: str) -> NDArray[Any]:
+    """Decode keys, see `pattern_values`; zeros are positive."""
+    kind, sign = (np.uint32, np.uint32(1 << 31)) if values == "float32" else (np.uint16, np.uint16(1 << 15))
+    return pattern_values(np.abs(keys).astype(kind) | np.where(keys < 0, sign, kind(0)), values)
+
+
+def _bits(codes: NDArray[Any]) -> NDArray[Any]:
+    return codes.view(np.uint32) if codes.dtype == np.float32 else codes
