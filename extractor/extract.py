@@ -18,6 +18,8 @@ from neuronlake.store.create import create_lake, discard_unfinished, read_spec, 
 from neuronlake.store.encodings import DEFAULT_ENCODING, get_encoding
 from neuronlake.store.errors import ActivationError, DamageError, InputError
 from neuronlake.store.files import FileRecord, read_checked
+from neuronlake.store.index import complete_index
+from neuronlake.store.lake import open_lake
 from neuronlake.store.lock import writing
 from neuronlake.store.plan_record import PlanRecord, adopt_plan, plan_beside, publish_plan, read_plan_record
 from neuronlake.store.spec import LakeSpec
@@ -140,6 +142,7 @@ def _extract(
     todo = _todo(root, plan, settings)
     if todo:
         _run(root, spec, plan, todo, source, settings, observer)
+    complete_index(open_lake(root))
     return ExtractReport(
         lake=root,
         blocks=plan.blocks,

@@ -58,6 +58,7 @@ from neuronlake.store.create import create_lake, discard_unfinished, read_spec, 
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import ActivationError, DamageError, InputError
 from neuronlake.store.files import FileRecord, write_file
+from neuronlake.store.index import complete_index
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
 from neuronlake.store.plan_record import PlanRecord, adopt_plan, plan_beside, publish_plan, read_plan_record
@@ -198,6 +199,7 @@ def write_lake(
                 (root / layout.PLAN_RECORD).unlink()
                 discard_unfinished(root)
             raise
+        complete_index(open_lake(root))
     return open_lake(root)
 
 

@@ -100,6 +100,26 @@ def write_file(root: Path, path: str, parts: Iterable[bytes]) -> FileRecord:
     return StagedFile(root, path, parts).publish()
 
 
+def write_plain(path: Path, parts: Iterable[bytes], *, sync: bool = False) -> None:
+    """Write a file where nobody looks yet, in a result's staging folder: it is not renamed, and synced only if asked for.
+
+    Raises
+    ------
+    OSError
+        When the file system refuses.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(file, view) :]
+        if sync:
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it that are missing, so that it survives a power cut.
 
@@ -230,9 +250,18 @@ def temporary_name(name: str) -> str:
     return temporary
 
 
+def everything_below(root: Path) -> Iterator[Path]:
+    """Yield all files and folders; what disappears meanwhile is left out, where `Path.rglob` would fail."""
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            yield Path(folder, name)
+
+
 def stale_temporaries(root: Path) -> Iterator[Path]:
     """Yield temporary files left by processes of this host that no longer run, or by this one when it failed before."""
-    for path in root.rglob(f".*{_TEMPORARY}"):
+    for path in everything_below(root):
+        if not (path.name.startswith(".") and path.name.endswith(_TEMPORARY)):
+            continue
         host, pid = _owner(path.name)
         if host == _host() and (path.name not in _ours if pid == os.getpid() else not _running(pid)):
             yield path

@@ -8,8 +8,8 @@ be made from the activations again, and whoever asks while it is not there reads
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
-from neuronlake.store.arrays import create_array
 from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.files import file_checksum, read_checked
+from neuronlake.store.files import file_checksum, read_checked, storage_error
 from neuronlake.store.index_build import EXTREMES, STRONGEST, BlockIndex, BlockIndexer
 from neuronlake.store.index_kernels import NOBODY
 from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish, staging
 from neuronlake.store.parallel import map_ordered
+from neuronlake.store.sharded import ShardedArray, write_sharded
 from neuronlake.store.tables import from_parquet
 
 if TYPE_CHECKING:
@@ -34,14 +34,10 @@ if TYPE_CHECKING:
 VERSION = 1
 PREFIX = "blocks-"
 """Names of the segments begin with it."""
-_PER_NEURON = ("top/rows", "top/values", "bottom/rows", "bottom/values")
+_PER_NEURON = ("top/rows", "top/values", "bottom/rows", "bottom/values", "sum")
 _PER_TOKEN = ("tokens/neurons", "tokens/values")
-_CHUNK_VALUES = 1 << 16
+_TOKENS = 512  # rows in a chunk of the lists per token
 _MANY = 32  # segments of one block each that a writer merges as it goes on
-
-
-class IndexDamageError(DamageError):
-    """A segment cannot be read; what it covers is read from the activations instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,30 +58,11 @@ class Segment:
         """Rows of each block that are neither special nor padding, (blocks,)."""
         return np.array(self.record["ordinary"], dtype=np.int64)
 
-    def array(self, name: str) -> Any:
-        """Open one of its Zarr arrays."""
-        if name not in self._arrays:
-            import zarr
-
-            self._arrays[name] = zarr.open_array(self.root / INDEX / self.name / name, mode="r")
-        return self._arrays[name]
-
-    def read(self, name: str, selection: Any) -> NDArray[Any]:
-        """Read from one of its arrays.
-
-        Raises
-        ------
-        IndexDamageError
-            When it is not what was written, or gone.
-        """
-        try:
-            return np.asarray(self.array(name)[selection])
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # of the codecs and of the metadata
-            raise IndexDamageError(f"{self.root / INDEX / self.name / name}: {error}") from None
-
     @cached_property
-    def _arrays(self) -> dict[str, Any]:
-        return {}
+    def arrays(self) -> dict[str, ShardedArray]:
+        """Its arrays, see `_PER_NEURON` (layers, neurons, blocks, …) and `_PER_TOKEN` (blocks, rows, …)."""
+        folder = self.root / INDEX / self.name
+        return {name: ShardedArray(folder / name) for name in (*_PER_NEURON, *_PER_TOKEN)}
 
 
 def segments(root: Path, site: str, checksums: Mapping[int, str]) -> list[Segment]:
@@ -124,7 +101,7 @@ def block_checksum(root: Path, block: int) -> str:
 
 
 def keep_block(root: Path, site: str, block: int, found: BlockIndex) -> None:
-    """Write the index of a block that has just been committed, as a segment of its own.
+    """Write the index of a block that has just been committed, as a segment of its own, in this thread.
 
     Raises
     ------
@@ -133,22 +110,21 @@ def keep_block(root: Path, site: str, block: int, found: BlockIndex) -> None:
     """
     record = _record(site, {block: block_checksum(root, block)}, [found.ordinary])
     name = _name(record)
-    with staging(root, name, kept=INDEX) as folder:
-        for array in (*_PER_NEURON, "sum"):
-            values = found.arrays[array]
-            _create(folder, array, values[:, :, None].shape, values.dtype)[...] = values[:, :, None]
-        for array in _PER_TOKEN:
-            values = found.arrays[array]
-            _create(folder, array, (1, *values.shape), values.dtype)[...] = values[None]
-        publish(folder, name, record)
+    with _staging(root, name) as folder:
+        for array, values in found.arrays.items():
+            tokens = array in _PER_TOKEN
+            whole = values[None] if tokens else values[:, :, None]
+            width = _TOKENS if tokens else None
+            write_sharded(folder, array, whole.shape, whole.dtype, whole.__getitem__, width=width, threads=1, sync=True)
+        publish(folder, name, record, sync=True)
 
 
-def merge(root: Path, parts: Sequence[Segment]) -> None:
+def merge(root: Path, parts: Sequence[Segment], *, threads: int | None = None) -> None:
     """Put segments of one site together into one, and remove them.
 
     Raises
     ------
-    IndexDamageError
+    DamageError
         When one cannot be read.
     StorageError
         When the file system refuses.
@@ -163,22 +139,25 @@ def merge(root: Path, parts: Sequence[Segment]) -> None:
     )
     name = _name(record)
     order = np.argsort(np.concatenate([part.blocks for part in parts]), kind="stable")
-    with staging(root, name, kept=INDEX) as folder:
-        for array in (*_PER_NEURON, "sum"):
-            shape, dtype = parts[0].array(array).shape, parts[0].array(array).dtype
-            merged = _create(folder, array, (*shape[:2], len(blocks), *shape[3:]), dtype)
+    with _staging(root, name) as folder:
+        for array in _PER_NEURON:
+            shape, dtype = parts[0].arrays[array].shape, parts[0].arrays[array].dtype
 
-            def merge_layer(layer: int, array: str = array, merged: Any = merged) -> None:
-                merged[layer] = np.concatenate([part.read(array, layer) for part in parts], axis=1)[:, order]
+            def merged(layer: int, array: str = array) -> NDArray[Any]:
+                return np.concatenate([part.arrays[array].read_part(layer) for part in parts], axis=1)[:, order]
 
-            list(map_ordered(merge_layer, range(shape[0])))
+            write_sharded(folder, array, (*shape[:2], len(blocks), *shape[3:]), dtype, merged, threads=threads, sync=True)
         for array in _PER_TOKEN:
-            shape, dtype = parts[0].array(array).shape, parts[0].array(array).dtype
-            merged = _create(folder, array, (len(blocks), *shape[1:]), dtype)
-            for to, block in enumerate(blocks):
-                part, at = place[block]
-                merged[to] = part.read(array, at)
-        publish(folder, name, record)
+            shape, dtype = parts[0].arrays[array].shape, parts[0].arrays[array].dtype
+
+            def of_block(to: int, array: str = array) -> NDArray[Any]:
+                part, at = place[blocks[to]]
+                return part.arrays[array].read_part(at)
+
+            write_sharded(
+                folder, array, (len(blocks), *shape[1:]), dtype, of_block, width=_TOKENS, threads=threads, sync=True
+            )
+        publish(folder, name, record, sync=True)
     for part in parts:
         if part.name != name:
             discard(root, part.name, kept=INDEX)
@@ -188,7 +167,7 @@ def merge_many(root: Path, site: str, checksums: Mapping[int, str]) -> None:
     """Merge the segments of one block each, if they have become many: a query opens every segment."""
     single = [segment for segment in segments(root, site, checksums) if len(segment.blocks) == 1]
     if len(single) >= _MANY:
-        merge(root, single)
+        merge(root, single, threads=1)
 
 
 def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
@@ -221,7 +200,7 @@ def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambd
         if len(parts) > 1:
             try:
                 merge(lake.path, parts)
-            except IndexDamageError:
+            except DamageError:
                 for part in parts:
                     _check_or_discard(lake.path, part)
                 return complete_index(lake, progress=progress)
@@ -283,9 +262,9 @@ class LakeIndex:
         blocks, ordinary, rows, values = [], [], [], []
         for segment in self.segments:
             try:
-                some_rows = segment.read(f"{side}/rows", (place, neuron))
-                some_values = segment.read(f"{side}/values", (place, neuron))
-            except IndexDamageError:
+                some_rows = segment.arrays[f"{side}/rows"].read(place, neuron)
+                some_values = segment.arrays[f"{side}/values"].read(place, neuron)
+            except DamageError:
                 continue
             blocks.append(np.array(segment.blocks, dtype=np.int64))
             ordinary.append(segment.ordinary)
@@ -296,16 +275,16 @@ class LakeIndex:
             return Extremes(none, none, none.reshape(0, EXTREMES), np.empty((0, EXTREMES), dtype=np.float32))
         return Extremes(np.concatenate(blocks), np.concatenate(ordinary), np.concatenate(rows), np.concatenate(values))
 
-    def strongest(self, block: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.float32]] | None:
-        """Neurons of largest magnitude on some rows of a block, (rows, STRONGEST) each; None where it is not known."""
+    def strongest(self, block: int, row: int) -> tuple[NDArray[np.uint32], NDArray[np.float32]] | None:
+        """Neurons of largest magnitude on a row of a block, (STRONGEST,) each; None where it is not known."""
         for segment in self.segments:
             if block in segment.blocks:
                 at = segment.blocks.index(block)
                 try:
-                    neurons, values = (segment.read(name, at) for name in _PER_TOKEN)
-                except IndexDamageError:
+                    neurons, values = (segment.arrays[name].read(at, row) for name in _PER_TOKEN)
+                except DamageError:
                     return None
-                return neurons[rows], values[rows].astype(np.float32)
+                return neurons, values.astype(np.float32)
         return None
 
 
@@ -357,16 +336,13 @@ def _name(record: Mapping[str, Any]) -> str:
     return f"{PREFIX}{record['site']}-{blocks[0]:06d}-{blocks[-1]:06d}-{mark}"
 
 
-def _create(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Make an array: one file per layer, in chunks of a few neurons; or one file per block."""
-    if name in _PER_TOKEN:
-        chunks: tuple[int, ...] = (1, *shape[1:])
-        return create_array(folder, name, shape, dtype, chunks, codec="zstd")
-    per_neuron = int(np.prod(shape[2:]))
-    width = max(1, min(shape[1], _CHUNK_VALUES // per_neuron))
-    chunks = (1, width, *shape[2:])
-    shards = (1, -(-shape[1] // width) * width, *shape[2:])
-    return create_array(folder, name, shape, dtype, chunks, shards=shards, codec="zstd")
+@contextmanager
+def _staging(root: Path, name: str) -> Iterator[Path]:
+    with staging(root, name, kept=INDEX) as folder:
+        try:
+            yield folder
+        except OSError as error:
+            raise storage_error(error, folder, "write") from error
 
 
 def _check_or_discard(root: Path, segment: Segment) -> None:

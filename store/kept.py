@@ -1,8 +1,8 @@
 """Results kept inside a lake: computed from its blocks, never needed to read it, published whole or not at all.
 
 A result is a folder ``statistics/NAME`` or ``index/NAME`` with a sealed record that lists its files. It is written in a
-staging folder and renamed. Its files are not synced: it can be computed again, and what a power cut leaves of it does not
-fit its record.
+staging folder and renamed. Statistics are not synced: they can be computed again, and what a power cut leaves of them does
+not fit their record.
 """
 
 import contextlib
@@ -19,8 +19,10 @@ from neuronlake.store.files import (
     read_error,
     seal,
     storage_error,
+    sync_folder,
     temporary_name,
     unseal,
+    write_plain,
 )
 
 STATISTICS = "statistics"
@@ -50,7 +52,7 @@ def staging(root: Path, name: str, *, kept: str = STATISTICS) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
+def publish(folder: Path, name: str, record: dict[str, Any], *, sync: bool = False) -> Path:
     """Seal a staged result with its record and give it its name; one of that name that is there already stays.
 
     Parameters
@@ -59,6 +61,8 @@ def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
         From `staging`.
     record
         What the result is of; its files are added.
+    sync
+        Make it last; its files and their folders are synced already.
 
     Returns
     -------
@@ -72,9 +76,12 @@ def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
     """
     target = folder.with_name(name)
     try:
-        write_record(folder, record)
+        write_record(folder, record, sync=sync)
         if not target.exists():
             folder.rename(target)
+            if sync:
+                sync_folder(target.parent)
+                sync_folder(target.parent.parent)
     except OSError as error:
         if target.exists():  # somebody else was faster
             return target
@@ -82,7 +89,7 @@ def publish(folder: Path, name: str, record: dict[str, Any]) -> Path:
     return target
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
+def write_record(folder: Path, record: dict[str, Any], *, sync: bool = False) -> None:
     """Seal a folder's content with a record; its files are added.
 
     Raises
@@ -94,7 +101,9 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         size, checksum = file_checksum(path)
         files.append(FileRecord(path=path.relative_to(folder).as_posix(), bytes=size, xxh3=checksum).as_dict())
-    (folder / RECORD).write_bytes(seal({**record, "files": files}))
+    write_plain(folder / RECORD, [seal({**record, "files": files})], sync=sync)
+    if sync:
+        sync_folder(folder)
 
 
 def kept_results(root: Path, *, kept: str = STATISTICS) -> list[str]:

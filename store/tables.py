@@ -72,7 +72,7 @@ def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     source = pq.ParquetFile(io.BytesIO(data))
     if columns is not None:
         columns = [column for column in columns if column in source.schema_arrow.names]
-    return source.read(columns=columns)
+    return source.read(columns=columns, use_threads=False)  # a small table: threads cost more than they save
 
 
 def column_or_null(table: pa.Table, name: str, kind: Any) -> pa.ChunkedArray:

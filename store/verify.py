@@ -14,7 +14,7 @@ from neuronlake.store.commits import Commit, committed_blocks, read_commit
 from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import FileRecord, file_checksum, read_checked, stale_temporaries
+from neuronlake.store.files import FileRecord, everything_below, file_checksum, read_checked, stale_temporaries
 from neuronlake.store.kept import KEPT, RECORD, kept_record, kept_results
 from neuronlake.store.lock import LOCK_FILE, writer_of
 from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
@@ -98,7 +98,7 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
     """Do what `verify` does, and keep the findings apart by what a repair would do about them."""
     found = Findings(report=VerifyReport(full=full, writer=writer))
     # Listed before the commits: what is committed in between is then not taken for a leftover.
-    present = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
+    present = sorted(path.relative_to(root).as_posix() for path in everything_below(root) if not path.is_dir())
     _examine_identity(root, found)
     known = {layout.ROOT_METADATA, layout.PLAN_RECORD, PLAN_ASIDE, LOCK_FILE}
     if found.plan is not None:
@@ -213,6 +213,8 @@ def _examine_kept(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
             for path in (root / kept / name).glob(f"*/{RECORD}"):  # of what was asked for later
                 kept_record(root, f"{name}/{path.parent.name}", kept=kept, full=report.full)
         except DamageError as error:
+            if not (root / kept / name).exists():  # replaced meanwhile
+                continue
             report.damage.append(f"{kept}/{name}: {str(error).removeprefix(f'{root}/')}; it can be computed again")
             damaged.append((kept, name))
             continue

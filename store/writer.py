@@ -1,6 +1,5 @@
 """From a full buffer to a committed block, in the background."""
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,9 +17,8 @@ import neuronlake.store.layout as layout
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.commits import Commit, write_commit
 from neuronlake.store.encodings import checksum, get_encoding
-from neuronlake.store.errors import StorageError
 from neuronlake.store.files import FileRecord, StagedFile, sync_folder, write_file
-from neuronlake.store.index import IndexDamageError, block_checksum, block_flags, keep_block, merge_many
+from neuronlake.store.index import block_checksum, block_flags, keep_block, merge_many
 from neuronlake.store.index_build import BlockIndexer
 from neuronlake.store.parallel import usable_cpus
 from neuronlake.store.plan_record import read_plan_record
@@ -58,8 +56,7 @@ class BlockWriter:
         Called with every chunk as a reader will decode it, from the encoding threads: several at once, but never two of the
         same layer. The array is reused: it must not be kept. Its time is the writer's.
     index
-        Keep the index of every block. A file system that refuses it costs no block: what the index lacks is read from the
-        activations, and `complete_index` makes it again.
+        Keep the index of every block, once it is committed.
     """
 
     def __init__(
@@ -230,10 +227,9 @@ class BlockWriter:
 
     def _keep_index(self, block: int, indexer: BlockIndexer) -> None:
         self._checksums[block] = block_checksum(self._root, block)
-        with contextlib.suppress(StorageError, OSError, IndexDamageError):
-            for site, found in indexer.finish().items():
-                keep_block(self._root, site, block, found)
-                merge_many(self._root, site, self._checksums)
+        for site, found in indexer.finish().items():
+            keep_block(self._root, site, block, found)
+            merge_many(self._root, site, self._checksums)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import neuronlake.store.layout as layout
 from neuronlake.store import BlockWriter, InputError, LakeSpec, create_lake, open_lake, verify
 from neuronlake.store.commits import committed_blocks, settle_commits
+from neuronlake.store.kept import KEPT
 from neuronlake.store.lock import writing
 from neuronlake.store.plan_record import read_plan_record
 
@@ -134,13 +135,12 @@ class Work:
 def contents(root: Path) -> dict[str, bytes]:
     """Return every file's content by path, and every folder as b"" under its path with a slash.
 
-    Kept statistics are left out: they are made again from the blocks, and their last bits depend on which blocks were added
-    up together.
+    Results are left out: they are made again from the blocks, and depend on which blocks were added up together.
     """
     return {
         path.relative_to(root).as_posix() + ("/" if path.is_dir() else ""): b"" if path.is_dir() else path.read_bytes()
         for path in root.rglob("*")
-        if path.relative_to(root).parts[0] != "statistics"
+        if path.relative_to(root).parts[0] not in KEPT
     }
 
 
