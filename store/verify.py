@@ -109,8 +109,7 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
         known.add(layout.commit_path(block))
         _examine_block(root, found, block, known)
     found.kept = _examine_kept(root, found.report)
-    kept = tuple(f"{folder}/{name}/" for folder in KEPT for name in kept_results(root, kept=folder))
-    others = [path for path in present if path not in known and not path.startswith(kept)]
+    others = [path for path in present if path not in known and not _of_result(root, path)]
     if found.plan is None:  # then no record lists what planning wrote
         metadata = {} if found.spec is None else metadata_files(found.spec, 1)
         others = [path for path in others if not _TABLE.fullmatch(path) and path not in metadata]
@@ -202,6 +201,12 @@ def _examine_block(root: Path, found: Findings, block: int, known: set[str]) -> 
             found.blocks.setdefault(block, problem)
     if found.report.full and found.plan is not None and (problem := _other_rows(root, found.plan, commit)):
         wrong(problem)
+
+
+def _of_result(root: Path, path: str) -> bool:
+    """Whether a file belongs to a result that is kept, or was when the files were listed and has been replaced since."""
+    kept, *below = path.split("/")
+    return kept in KEPT and len(below) > 1 and not below[0].startswith(".") and not (root / kept / below[0]).is_file()
 
 
 def _examine_kept(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
