@@ -1,16 +1,18 @@
 """The tokens on which a neuron is strongest, exactly, with their text."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronlake.analysis.execute import run_all
+from neuronlake.analysis.extremes import Extremes, find_extremes
 from neuronlake.analysis.labels import token_labels
 from neuronlake.analysis.neuron import check_neuron
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
+from neuronlake.analysis.sql import evaluate, read_expression
 from neuronlake.store.errors import InputError
 from neuronlake.store.tables import PADDING, SPECIAL
 
@@ -24,15 +26,15 @@ def top_tokens(
     k: int = 20,
     *,
     bottom: bool = False,
-    where: tuple[str, str] | None = None,
+    where: tuple[str, str] | str | None = None,
+    per_document: int | None = None,
     labels: Sequence[str] = (),
-    words_only: bool = False,
+    special: bool = False,
     site: str = DEFAULT_SITE,
-    scheduler: Any = None,
 ) -> list[dict[str, Any]]:
     """The k tokens with the largest (or smallest) activation of one neuron.
 
-    Exact: every committed block is read. Equal values are ordered by row.
+    Exact, whatever the index covers: see `find_extremes`. Equal values are ordered by row.
 
     Parameters
     ----------
@@ -44,16 +46,17 @@ def top_tokens(
         Tokens wanted; fewer come back when the lake has fewer.
     bottom
         The smallest values instead.
-    where : (by, tag), optional
-        Only tokens of words with that tag (all tokens of a word).
+    where : str or (by, tag), optional
+        Only tokens for which an SQL predicate is true, e.g. ``upos='NOUN' AND deprel='root'`` (see `token_labels`); or
+        tokens of words with that tag (all tokens of a word).
+    per_document
+        At most so many tokens of one document, so that no text takes all the places.
     labels
         Label columns to show with every token.
-    words_only
-        Leave out special tokens, on which many neurons are largest by far.
+    special
+        Special tokens too: on these many neurons are largest by far.
     site
         Site of the activations.
-    scheduler
-        A Dask scheduler; None means threads.
 
     Returns
     -------
@@ -65,62 +68,58 @@ def top_tokens(
     Raises
     ------
     InputError
-        When the neuron, a label column or the tag does not exist, or `k` is below 1.
+        When the neuron, a label column or the tag does not exist, `k` is below 1, or SQL is refused.
     """
-    check_neuron(source, layer, neuron)
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
     for label in labels:
         if label not in source.label_columns:
             raise InputError(f"no label column {label!r}: known are {', '.join(source.label_columns)}")
-    table = source.tokens(labels=list(labels))
-    flags = table.column("flags").to_numpy()
-    eligible = (flags & (PADDING | SPECIAL if words_only else PADDING)) == 0
-    if where is not None:
-        eligible &= _tagged(source, *where)
-    found = run_all(
-        partial(_best_of_block, source, eligible, layer=layer, neuron=neuron, k=k, bottom=bottom, site=site),
-        [{"position": position} for position in range(len(source.blocks))],
-        scheduler=scheduler,
+    found = find_top(
+        source, layer, neuron, k, bottom=bottom, where=where, per_document=per_document, special=special, site=site
     )
-    if not found:
-        return []
-    lines, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    best = best_rows(values, k, bottom=bottom)
-    return _describe(source, table.take(lines[best]).to_pylist(), values[best], tuple(labels))
+    return describe_lines(source, found.lines, found.values, labels)
 
 
-def best_rows(values: NDArray[np.float32], k: int, *, bottom: bool) -> NDArray[np.int64]:
-    """Positions of the k largest (or smallest) values, best first, equal ones by position; int64 (min(k, n),)."""
-    badness = values if bottom else -values
-    if k < badness.size:
-        # Everything up to the k-th value, ties included: argpartition alone would pick among equals at random.
-        candidates = np.flatnonzero(badness <= np.partition(badness, k - 1)[k - 1])
-    else:
-        candidates = np.arange(badness.size)
-    return candidates[np.argsort(badness[candidates], kind="stable")][:k]
-
-
-def _best_of_block(
+def find_top(
     source: LakeSource,
-    eligible: NDArray[np.bool_],
-    *,
-    position: int,
     layer: int,
     neuron: int,
     k: int,
-    bottom: bool,
-    site: str,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Lines of the token table and values of one block's best."""
-    first = position * source.block_rows
-    inside = np.flatnonzero(eligible[first : first + source.block_rows])
-    if not inside.size:
-        return inside, np.empty(0, dtype=np.float32)
-    column = source.read_block(layer=layer, block=source.blocks[position], neurons=[neuron], site=site)[:, 0]
-    values = column[inside]
-    best = best_rows(values, k, bottom=bottom)
-    return first + inside[best], values[best]
+    *,
+    bottom: bool = False,
+    where: tuple[str, str] | str | None = None,
+    per_document: int | None = None,
+    special: bool = False,
+    site: str = DEFAULT_SITE,
+) -> Extremes:
+    """As `top_tokens`, without their text but with what was read to find them."""
+    check_neuron(source, layer, neuron)
+    for name, number in (("k", k), ("per_document", per_document)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
+    eligible = None
+    if where is not None or special:
+        eligible = _eligible(source, where, special=special)
+    return find_extremes(source, layer, neuron, k, bottom=bottom, eligible=eligible, per_document=per_document, site=site)
+
+
+def _eligible(source: LakeSource, where: tuple[str, str] | str | None, *, special: bool) -> NDArray[np.bool_]:
+    if isinstance(where, tuple):
+        return _tagged(source, *where)
+    predicate = None
+    if where is not None:
+        predicate = read_expression(where, argument="where", label_columns=source.label_columns, predicate=True)
+    columns = [] if predicate is None else [name for name in predicate.columns if name in source.label_columns]
+    table = source.tokens(labels=columns)
+    flags = table.column("flags").to_numpy()
+    eligible: NDArray[np.bool_] = (flags & (PADDING if special else PADDING | SPECIAL)) == 0
+    if predicate is not None:
+        rows, answers = evaluate(predicate, table)
+        true = np.zeros_like(eligible)
+        true[rows] = pc.fill_null(answers, False).to_numpy()
+        eligible &= true
+        if not eligible.any():
+            raise InputError(f"where={where!r} is true of none of the tokens")
+    return eligible
 
 
 def _tagged(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_]:
@@ -132,12 +131,22 @@ def _tagged(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_]:
     return tagged
 
 
-def _describe(
-    source: LakeSource, tokens: list[dict[str, Any]], values: NDArray[np.float32], labels: tuple[str, ...]
+def describe_lines(
+    source: LakeSource, lines: NDArray[np.int64], values: NDArray[np.float32], labels: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    import pyarrow.compute as pc
+    """Text and context of some lines of the token table with their values, see `top_tokens`."""
+    if not len(lines):
+        return []
+    positions = np.unique(lines // source.block_rows)
+    blocks = [source.blocks[position] for position in positions]
+    table = source.tokens(labels=list(labels), blocks=blocks)
+    place = np.searchsorted(positions, lines // source.block_rows) * source.block_rows + lines % source.block_rows
+    return _describe(source.sentences(blocks=blocks), table.take(place).to_pylist(), values, tuple(labels))
 
-    sentences = source.sentences()
+
+def _describe(
+    sentences: Any, tokens: list[dict[str, Any]], values: NDArray[np.float32], labels: tuple[str, ...]
+) -> list[dict[str, Any]]:
     wanted = pc.is_in(sentences.column("sentence"), value_set=_array({token["sentence"] for token in tokens}))
     texts = {line["sentence"]: line["text"] for line in sentences.filter(wanted).to_pylist()}
     described = []
@@ -162,6 +171,4 @@ def _describe(
 
 
 def _array(numbers: set[int]) -> Any:
-    import pyarrow as pa
-
     return pa.array(sorted(numbers), pa.int64())

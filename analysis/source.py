@@ -67,8 +67,8 @@ class LakeSource(Protocol):
     def words(self, columns: Sequence[str] | None = None) -> Any:
         """Return the word table (pyarrow) of the committed blocks."""
 
-    def sentences(self) -> Any:
-        """Return the sentence table (pyarrow) of the committed blocks."""
+    def sentences(self, blocks: Sequence[int] | None = None) -> Any:
+        """Return the sentence table (pyarrow) of the committed blocks, or of some of them."""
 
 
 def choose_layers(source: LakeSource, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def _demo(options: argparse.Namespace) -> int:
     grid = table("tag", ">tokens", "neuron", ">AUROC", "direction", "fires most on, or least if lower")
     for entry in ranking:
         first = entry["rank"] == 1
-        examples = top_tokens(lake, entry["layer"], entry["neuron"], 4, bottom=entry["sign"] < 0, words_only=True)
+        examples = top_tokens(lake, entry["layer"], entry["neuron"], 4, bottom=entry["sign"] < 0)
         entry["examples"] = examples
         grid.add_row(
             f"[bold]{escape(entry['tag'])}[/bold]" if first else "",

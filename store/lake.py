@@ -272,6 +272,13 @@ class Lake:
                 shard.patterns(chunk, out, rows=rows)
                 yield out[:, : self.neurons - chunk * self.chunk_neurons]
 
+    def chunk_bytes(self, *, layer: int, block: int, neuron: int, site: str = layout.DEFAULT_SITE) -> int:
+        """Size on disk of the inner chunk that holds a neuron's values in a block, in bytes."""
+        self._check(site, layer)
+        self._check_block(block)
+        with self.reader.shard(site, layer, block) as shard:
+            return shard.chunk_bytes(int(normalise_neurons(neuron, self.neurons)[0]) // self.chunk_neurons)
+
     def scan(
         self,
         kernel: Callable[[Tile], _Result],

@@ -150,6 +150,10 @@ class Shard:
         """Decompress one inner chunk, and no more, into `out`: dtype `codes`, (block rows, chunk neurons), C order."""
         self._reader.decompress(self._file, self._path, self._index[chunk], chunk, out)
 
+    def chunk_bytes(self, chunk: int) -> int:
+        """Size of an inner chunk on disk, in bytes."""
+        return int(self._index[chunk, 1])
+
     def patterns(self, chunk: int, out: NDArray[Any], *, rows: int | None = None) -> None:
         """Decode one inner chunk to the bit patterns of its values: dtype `stored`, (block rows, chunk neurons), C order.
 

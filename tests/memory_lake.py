@@ -156,12 +156,11 @@ class MemoryLake:
         return np.ascontiguousarray(values if neurons is None else values[:, list(neurons)])
 
     def tokens(self, labels: Sequence[str] = (), blocks: Sequence[int] | None = None) -> pa.Table:
-        assert blocks is None
         table = pa.Table.from_pylist(self._rows)
         for label in labels:
             values = [self._label(row, label) for row in self._rows]
             table = table.append_column(label, pa.array(values, pa.string()).dictionary_encode())
-        return table
+        return table if blocks is None else pa.concat_tables([table[self._block(block)] for block in blocks])
 
     def _label(self, row: dict[str, Any], label: str) -> str | None:
         if label == "document_name":
@@ -172,7 +171,7 @@ class MemoryLake:
         table = pa.Table.from_pylist(self._words)
         return table if columns is None else table.select(list(columns))
 
-    def sentences(self) -> pa.Table:
+    def sentences(self, blocks: Sequence[int] | None = None) -> pa.Table:  # noqa: ARG002  (more than asked for is no fault)
         return pa.Table.from_pylist(self._sentences)
 
     def _block(self, block: int) -> slice:

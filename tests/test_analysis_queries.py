@@ -4,13 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from lakes import synthetic_lake
 from memory_lake import PADDING, SPECIAL, MemoryLake
 
 from neuronlake.analysis import neuron_name, parse_neuron, top_tokens
-from neuronlake.analysis.queries import best_rows
 from neuronlake.store import open_lake
 from neuronlake.store.errors import InputError
 
@@ -27,7 +24,7 @@ def test_equals_a_full_sort(bottom, k):
     lake = MemoryLake()
     lake.values[2][:, 3] = np.round(lake.values[2][:, 3])  # many ties
     expected = sorted_rows(lake, 2, 3, lake.column("flags") != PADDING, bottom=bottom)[:k]
-    found = top_tokens(lake, 2, 3, k, bottom=bottom)
+    found = top_tokens(lake, 2, 3, k, bottom=bottom, special=True)
     assert [entry["row"] for entry in found] == expected.tolist()
     assert [entry["value"] for entry in found] == lake.stored(2)[expected, 3].tolist()
     assert [entry["rank"] for entry in found] == list(range(1, len(expected) + 1))
@@ -37,7 +34,7 @@ def test_equals_a_full_sort(bottom, k):
 def test_text_and_context():
     lake = MemoryLake()
     texts = lake.sentences().column("text").to_pylist()
-    for entry, row in zip(top_tokens(lake, 0, 1, 50), top_rows(lake, 50), strict=True):
+    for entry, row in zip(top_tokens(lake, 0, 1, 50, special=True), top_rows(lake, 50), strict=True):
         text = texts[row["sentence"]]
         assert entry["special"] == bool(row["flags"] & SPECIAL)
         assert (entry["document"], entry["sentence"]) == (row["document"], row["sentence"])
@@ -58,9 +55,9 @@ def top_rows(lake, k):
 def test_only_words():
     lake = MemoryLake()
     lake.values[0][lake.column("flags") == SPECIAL, 1] = 100
-    assert all(entry["special"] for entry in top_tokens(lake, 0, 1, 5))
+    assert all(entry["special"] for entry in top_tokens(lake, 0, 1, 5, special=True))
     expected = sorted_rows(lake, 0, 1, lake.column("flags") == 0)[:5]
-    assert [entry["row"] for entry in top_tokens(lake, 0, 1, 5, words_only=True)] == expected.tolist()
+    assert [entry["row"] for entry in top_tokens(lake, 0, 1, 5)] == expected.tolist()
 
 
 def test_only_one_tag_and_labels():
@@ -92,7 +89,7 @@ def test_a_lake_on_disk(tmp_path):
 def test_nothing_committed():
     lake = MemoryLake()
     lake.blocks, lake._rows = (), []
-    lake.tokens = lambda labels=(): MemoryLake().tokens(labels).slice(0, 0)
+    lake.tokens = lambda labels=(), blocks=None: MemoryLake().tokens(labels).slice(0, 0)
     assert top_tokens(lake, 0, 1) == []
 
 
@@ -109,13 +106,6 @@ def test_wrong_use():
     ]:
         with pytest.raises(InputError, match=message):
             top_tokens(lake, *arguments, **settings)
-
-
-@given(st.lists(st.sampled_from([-1.5, -0.0, 0.0, 1.0, 2.0]), min_size=1), st.integers(1, 20), st.booleans())
-def test_best_rows_equals_sorting(values, k, bottom):
-    array = np.array(values, dtype=np.float32)
-    expected = np.lexsort((np.arange(len(array)), array if bottom else -array))[:k]
-    np.testing.assert_array_equal(best_rows(array, k, bottom=bottom), expected)
 
 
 def test_names_of_neurons():
