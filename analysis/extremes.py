@@ -8,7 +8,6 @@ the highest bound first, since what it holds may close the others. This is the t
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,7 +189,8 @@ class _Documents:
 
 def _flagged(source: LakeSource, flag: int) -> NDArray[np.bool_]:
     flags: NDArray[np.uint8] = source.tokens().column("flags").to_numpy()
-    return (flags & flag) != 0
+    found: NDArray[np.bool_] = (flags & flag) != 0
+    return found
 
 
 def _flags_of_block(source: LakeSource, block: int) -> NDArray[np.uint8]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -14,6 +13,7 @@ from neuronlake.analysis.neuron import check_neuron
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
 from neuronlake.analysis.sql import evaluate, read_expression
 from neuronlake.store.errors import InputError
+from neuronlake.store.lake import Lake
 from neuronlake.store.tables import PADDING, SPECIAL
 
 _MARKS = "«", "»"
@@ -135,20 +135,32 @@ def describe_lines(
     source: LakeSource, lines: NDArray[np.int64], values: NDArray[np.float32], labels: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Text and context of some lines of the token table with their values, see `top_tokens`."""
-    if not len(lines):
-        return []
-    positions = np.unique(lines // source.block_rows)
-    blocks = [source.blocks[position] for position in positions]
-    table = source.tokens(labels=list(labels), blocks=blocks)
-    place = np.searchsorted(positions, lines // source.block_rows) * source.block_rows + lines % source.block_rows
-    return _describe(source.sentences(blocks=blocks), table.take(place).to_pylist(), values, tuple(labels))
+    places: list[dict[str, Any]] = [{}] * len(lines)
+    texts: dict[int, str] = {}
+    positions, rows = lines // source.block_rows, lines % source.block_rows
+    for position in np.unique(positions):
+        tokens, sentences = _block_text(source, source.blocks[position], tuple(labels))
+        here = np.flatnonzero(positions == position)
+        for place, token in zip(here, tokens.take(rows[here]).to_pylist(), strict=True):
+            places[place] = token
+        numbers = sentences.column("sentence").to_numpy()
+        wanted = np.isin(numbers, [places[place]["sentence"] for place in here])
+        texts.update(zip(numbers[wanted].tolist(), sentences.column("text").filter(wanted).to_pylist(), strict=True))
+    return _describe(texts, places, values, tuple(labels))
+
+
+def _block_text(source: LakeSource, block: int, labels: tuple[str, ...]) -> tuple[Any, Any]:
+    """Tokens and sentences of a block; parsing them takes longer than the rest of a query, so lakes remember some."""
+
+    def read() -> tuple[Any, Any]:
+        return source.tokens(labels=list(labels), blocks=[block]).combine_chunks(), source.sentences(blocks=[block])
+
+    return source.texts.get((block, labels), read) if isinstance(source, Lake) else read()
 
 
 def _describe(
-    sentences: Any, tokens: list[dict[str, Any]], values: NDArray[np.float32], labels: tuple[str, ...]
+    texts: dict[int, str], tokens: list[dict[str, Any]], values: NDArray[np.float32], labels: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    wanted = pc.is_in(sentences.column("sentence"), value_set=_array({token["sentence"] for token in tokens}))
-    texts = {line["sentence"]: line["text"] for line in sentences.filter(wanted).to_pylist()}
     described = []
     for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
         text = texts.get(token["sentence"], "")
@@ -168,7 +180,3 @@ def _describe(
             entry["labels"] = {label: token[label] for label in labels}
         described.append(entry)
     return described
-
-
-def _array(numbers: set[int]) -> Any:
-    return pa.array(sorted(numbers), pa.int64())

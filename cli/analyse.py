@@ -1,16 +1,20 @@
 """`neuronlake top` and `probe`."""
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
 from neuronlake.cli.questions import add_label_options, open_for_question
-from neuronlake.store import InputError
 
 if TYPE_CHECKING:
     from neuronlake.analysis import ProbeResult
+
+
+_LABEL_IS = re.compile(r"([^\W\d][\w.:×]*)=([^\s'\"=<>()]+)")
+"""``upos=NOUN``; anything else is SQL, where the tag would stand in quotes."""
 
 
 def add_commands(commands: Any) -> None:
@@ -32,13 +36,19 @@ def _add_top(commands: Any) -> None:
         commands,
         "top",
         "show the tokens that fire a neuron most, in context",
-        "neuronlake top my.lake L12.N345 -k 20\nneuronlake top my.lake L12.N345 --bottom --where upos=NOUN --json",
+        "neuronlake top my.lake L12.N345 -k 20\n"
+        "neuronlake top my.lake L12.N345 --bottom --where upos=NOUN --json\n"
+        "neuronlake top my.lake L12.N345 --where \"upos='VERB' AND deprel='root'\" --per-document 1",
     )
     add_lake(parser)
     parser.add_argument("neuron", metavar="NEURON", help="layer and neuron, as in L12.N345")
     parser.add_argument("-k", type=int, default=20, metavar="N", help="how many tokens (default: 20)")
     parser.add_argument("--bottom", action="store_true", help="the lowest values instead of the highest")
-    parser.add_argument("--where", metavar="LABEL=TAG", help="only tokens of words with that label")
+    parser.add_argument(
+        "--where", metavar="LABEL=TAG|SQL", help="only tokens of words with that label, or that fulfil an SQL predicate"
+    )
+    parser.add_argument("--per-document", type=int, metavar="M", help="at most so many tokens of one document")
+    parser.add_argument("--special", action="store_true", help="special tokens too (begin of sequence and the like)")
     parser.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help="label columns to show")
     parser.set_defaults(run=_top)
 
@@ -48,13 +58,20 @@ def _top(options: argparse.Namespace) -> int:
 
     lake = open_for_question(options.lake)
     layer, neuron = parse_neuron(options.neuron, lake)
-    where = None
-    if options.where is not None:
-        label, equals, tag = options.where.partition("=")
-        if not equals:
-            raise InputError(f"--where takes LABEL=TAG, for example upos=NOUN, got {options.where!r}")
-        where = (label, tag)
-    found = top_tokens(lake, layer, neuron, options.k, bottom=options.bottom, where=where, labels=options.labels)
+    where: tuple[str, str] | str | None = options.where
+    if isinstance(where, str) and (match := _LABEL_IS.fullmatch(where.strip())):
+        where = (match[1], match[2])
+    found = top_tokens(
+        lake,
+        layer,
+        neuron,
+        options.k,
+        bottom=options.bottom,
+        where=where,
+        per_document=options.per_document,
+        labels=options.labels,
+        special=options.special,
+    )
     if options.json:
         print_json(found)
         return 0

@@ -11,6 +11,7 @@ import neuronlake.cli.analyse
 import neuronlake.cli.demo
 import neuronlake.cli.extract
 import neuronlake.cli.importing
+import neuronlake.cli.index
 import neuronlake.cli.inspect
 import neuronlake.cli.plot
 import neuronlake.cli.statistics
@@ -50,6 +51,7 @@ def build_parser() -> Parser:
     for module in (
         neuronlake.cli.extract,
         neuronlake.cli.importing,
+        neuronlake.cli.index,
         neuronlake.cli.inspect,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,

@@ -5,6 +5,7 @@ from neuronlake.store.compose import write_lake
 from neuronlake.store.create import create_lake, read_spec
 from neuronlake.store.encodings import DEFAULT_ENCODING, ENCODINGS, Encoding
 from neuronlake.store.errors import ActivationError, DamageError, InputError, NeuronlakeError, StorageError
+from neuronlake.store.index import complete_index
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
 from neuronlake.store.repair import RepairReport, repair
@@ -29,6 +30,7 @@ __all__ = [
     "StorageError",
     "Tile",
     "VerifyReport",
+    "complete_index",
     "create_lake",
     "open_lake",
     "read_spec",

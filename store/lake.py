@@ -19,7 +19,7 @@ from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import read_checked
 from neuronlake.store.parallel import map_ordered, usable_cpus
 from neuronlake.store.plan_record import PlanRecord, read_plan_record
-from neuronlake.store.reader import ShardReader
+from neuronlake.store.reader import Cache, ShardReader
 from neuronlake.store.scan import Tile, scan
 from neuronlake.store.selection import normalise_neurons, normalise_rows
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _TASKS_PER_THREAD = 4
+_REMEMBERED = 128  # blocks: 60 MB at 8,192 rows
 
 
 def open_lake(path: str | os.PathLike[str]) -> "Lake":
@@ -67,6 +68,8 @@ class Lake:
         self.blocks = blocks
         """Committed blocks, ascending."""
         self.reader = ShardReader(root, spec)
+        self.texts: Cache[Any] = Cache(_REMEMBERED)
+        """Token and sentence tables of blocks that were shown lately, for whoever shows tokens in context."""
         self._indexes: dict[str, LakeIndex] = {}
         self._index_lock = threading.Lock()
 

@@ -38,8 +38,8 @@ class ShardReader:
         self.encoding = get_encoding(spec.encoding)
         self.neurons = spec.neurons
         self._geometry = spec.geometry(blocks=0)
-        self._indexes: _Cache[NDArray[np.uint64]] = _Cache(_CACHED_INDEXES)
-        self._scales: _Cache[NDArray[np.float32]] = _Cache(_CACHED_SCALES)
+        self._indexes: Cache[NDArray[np.uint64]] = Cache(_CACHED_INDEXES)
+        self._scales: Cache[NDArray[np.float32]] = Cache(_CACHED_SCALES)
         self._local = threading.local()
 
     @property
@@ -200,7 +200,7 @@ class Shard:
         return self._reader.scales(*self._where, chunk)
 
 
-class _Cache(Generic[_Value]):
+class Cache(Generic[_Value]):
     """The most recently used values; two threads may compute the same one, which does no harm."""
 
     def __init__(self, capacity: int):
@@ -209,6 +209,7 @@ class _Cache(Generic[_Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        """Return the value of a key, made if it is not there."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -119,3 +119,17 @@ def test_names_of_neurons():
         parse_neuron("L0.N10", MemoryLake(layers=(0, 1)))
     with pytest.raises(InputError, match=r"valid are layers 0, 2"):
         parse_neuron("what", MemoryLake())
+
+
+def test_a_filter_in_sql_and_few_of_a_document():
+    lake = MemoryLake()
+    found = top_tokens(lake, 0, 1, 12, where="upos='VERB' AND subword=0")
+    expected = sorted_rows(lake, 0, 1, (lake.column("upos") == "VERB") & (lake.column("subword") == 0))[:12]
+    assert [entry["row"] for entry in found] == expected.tolist()
+    one_each = top_tokens(lake, 0, 1, per_document=1)
+    documents = [entry["document"] for entry in one_each]
+    assert sorted(documents) == sorted(set(lake.column("document")) - {-1})
+    assert one_each[0]["row"] == sorted_rows(lake, 0, 1, lake.column("flags") == 0)[0]
+    for where, message in [("upos='X'", "is true of none of the tokens"), ("uposs='X'", "uposs")]:
+        with pytest.raises(InputError, match=message):
+            top_tokens(lake, 0, 1, where=where)
