@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neuronlake.analysis.building import StatisticsBuilder
+    from neuronlake.analysis.coactivation import coactivation
     from neuronlake.analysis.features import FeatureSet
     from neuronlake.analysis.figure_histogram import neuron_histogram
     from neuronlake.analysis.figure_volcano import volcano
@@ -39,6 +40,7 @@ __all__ = [
     "Split",
     "StatisticsBuilder",
     "benjamini_hochberg",
+    "coactivation",
     "compute_several",
     "compute_statistics",
     "language_classes",
@@ -62,6 +64,7 @@ __all__ = [
 
 _HOMES = {
     "building": ("StatisticsBuilder",),
+    "coactivation": ("coactivation",),
     "features": ("FeatureSet",),
     "figure_histogram": ("neuron_histogram",),
     "figure_volcano": ("volcano",),

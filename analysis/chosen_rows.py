@@ -100,9 +100,7 @@ def choose_rows(
         keep &= true
     chosen = keep.reshape(len(lake.blocks), lake.block_rows)
     inside = {block: np.flatnonzero(line) for block, line in zip(lake.blocks, chosen, strict=True) if line.any()}
-    result = ChosenRows(
-        blocks=inside, block_rows=lake.block_rows, special=special, where=where, masked=mask is not None
-    )
+    result = ChosenRows(blocks=inside, block_rows=lake.block_rows, special=special, where=where, masked=mask is not None)
     if result.count < least:
         raise InputError(
             f"{result.count} of the {lines} committed rows are chosen"
@@ -115,6 +113,4 @@ def block_flags(lake: Lake) -> NDArray[np.uint8]:
     """Flags of every committed row, uint8 (committed rows,)."""
     if not lake.blocks:
         return np.empty(0, dtype=np.uint8)
-    return np.concatenate(
-        [lake.read_table("plan", block, ["flags"]).column("flags").to_numpy() for block in lake.blocks]
-    )
+    return np.concatenate([lake.read_table("plan", block, ["flags"]).column("flags").to_numpy() for block in lake.blocks])

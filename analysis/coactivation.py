@@ -73,8 +73,8 @@ def coactivation(
     """
     import xarray as xr
 
-    asked = [neurons] if isinstance(neurons[0], int | np.integer) else list(neurons)
-    asked = [(int(layer), int(neuron)) for layer, neuron in asked]  # type: ignore[misc]
+    given: Sequence[Any] = [neurons] if isinstance(neurons[0], int | np.integer) else neurons
+    asked = [(int(layer), int(neuron)) for layer, neuron in given]
     for layer, neuron in asked:
         check_neuron(lake, layer, neuron)
     chosen = choose_layers(lake, layers)

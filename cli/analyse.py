@@ -1,4 +1,4 @@
-"""`neuronlake top` and `probe`."""
+"""`neuronlake top`, `coactivation` and `probe`."""
 
 import argparse
 import re
@@ -20,6 +20,7 @@ _LABEL_IS = re.compile(r"([^\W\d][\w.:×]*)=([^\s'\"=<>()]+)")
 def add_commands(commands: Any) -> None:
     """Add the commands."""
     _add_top(commands)
+    _add_coactivation(commands)
     _add_probe(commands)
 
 
@@ -96,6 +97,41 @@ def context(entry: dict[str, Any], width: int = 60) -> str:
     after = f"{after[:width]}…" if len(after) > width else after
     # the marks stay: a pipe, a log and a screen reader show no bold
     return f"[dim]{escape(before)}[/dim][bold]«{escape(token)}»[/bold][dim]{escape(after)}[/dim]"
+
+
+def _add_coactivation(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "coactivation",
+        "show the neurons that correlate most with a neuron, of all neurons, over all tokens",
+        "neuronlake coactivation my.lake L12.N345 --top 20\n"
+        "neuronlake coactivation my.lake L12.N345 --where \"upos='NOUN'\" --json",
+    )
+    add_lake(parser)
+    parser.add_argument("neuron", metavar="NEURON", help="layer and neuron, as in L12.N345")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="how many neurons (default: 20)")
+    parser.add_argument("--where", metavar="SQL", help="only tokens that fulfil an SQL predicate")
+    parser.add_argument("--special", action="store_true", help="special tokens too (begin of sequence and the like)")
+    parser.set_defaults(run=_coactivation)
+
+
+def _coactivation(options: argparse.Namespace) -> int:
+    from neuronlake.analysis import coactivation, parse_neuron
+    from neuronlake.analysis.coactivation import strongest
+
+    lake = open_for_question(options.lake)
+    neuron = parse_neuron(options.neuron, lake)
+    with messages().status("correlating with all neurons"):
+        correlations = coactivation(lake, neuron, where=options.where, special=options.special)
+    (found,) = strongest(correlations, options.top)
+    if options.json:
+        print_json(found)
+        return 0
+    grid = table("neuron", ">correlation")
+    for entry in found:
+        grid.add_row(entry["name"], number(entry["correlation"]))
+    output().print(grid)
+    return 0
 
 
 def _add_probe(commands: Any) -> None:
