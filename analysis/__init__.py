@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neuronlake.analysis.building import StatisticsBuilder
-    from neuronlake.analysis.coactivation import coactivation
+    from neuronlake.analysis.correlation import coactivation
     from neuronlake.analysis.features import FeatureSet
     from neuronlake.analysis.figure_histogram import neuron_histogram
     from neuronlake.analysis.figure_volcano import volcano
@@ -64,7 +64,7 @@ __all__ = [
 
 _HOMES = {
     "building": ("StatisticsBuilder",),
-    "coactivation": ("coactivation",),
+    "correlation": ("coactivation",),
     "features": ("FeatureSet",),
     "figure_histogram": ("neuron_histogram",),
     "figure_volcano": ("volcano",),

@@ -117,7 +117,7 @@ def _add_coactivation(commands: Any) -> None:
 
 def _coactivation(options: argparse.Namespace) -> int:
     from neuronlake.analysis import coactivation, parse_neuron
-    from neuronlake.analysis.coactivation import strongest
+    from neuronlake.analysis.correlation import strongest
 
     lake = open_for_question(options.lake)
     neuron = parse_neuron(options.neuron, lake)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lakes import make_spec, plan_lake, random_sentences, write_blocks
 
-from neuronlake.analysis.coactivation import coactivation
+from neuronlake.analysis.correlation import coactivation
 from neuronlake.cli.main import main
 from neuronlake.store import InputError, Lake, open_lake
 
