@@ -10,6 +10,7 @@ import neuronlake.store.layout as layout
 from neuronlake.store.commits import committed_blocks, read_commit
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, file_checksum, stale_temporaries, sync_folder, write_file
+from neuronlake.store.kept import KEPT
 from neuronlake.store.lock import LOCK_FILE
 from neuronlake.store.plan_record import PLAN_ASIDE, read_plan_record
 from neuronlake.store.spec import LakeSpec, dump_metadata, root_metadata
@@ -124,7 +125,7 @@ def discard_unfinished(root: Path) -> None:
     """
     if not unfinished(root):
         raise ValueError(f"{root} holds a plan record or committed blocks: it is not ours to discard")
-    for folder in ("plan", "words", "sentences", "activations", "scales"):
+    for folder in ("plan", "words", "sentences", "activations", "scales", *KEPT):
         shutil.rmtree(root / folder, ignore_errors=True)
     (root / layout.ROOT_METADATA).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else is in it, and stays

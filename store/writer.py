@@ -137,8 +137,8 @@ class BlockWriter:
         buffer.check_complete()
         self.flush()
         self._indexer = None
-        if self._plan is not None:
-            table = self._plan.files[layout.table_path("plan", block)]
+        table = None if self._plan is None else self._plan.files.get(layout.table_path("plan", block))
+        if table is not None:
             self._indexer = BlockIndexer(self._spec, block_flags(self._root, table))
         layers = [self._encoders.submit(self._encode_layer, site, layer, block, buffer) for site, layer in buffer.keys]
         known = {**provenance, "lake": self._spec.fingerprint}
