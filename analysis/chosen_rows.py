@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from neuronlake.analysis.source import LakeSource
+from neuronlake.analysis.sql import evaluate, read_expression
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.tables import PADDING, SPECIAL
@@ -72,18 +75,7 @@ def choose_rows(
         When the mask has another shape, the predicate is refused, or fewer than `least` rows remain.
     """
     lines = len(lake.blocks) * lake.block_rows
-    columns: tuple[str, ...] = ()
-    predicate = None
-    if where is not None:
-        from neuronlake.analysis.sql import evaluate, read_expression
-
-        predicate = read_expression(where, argument="where", label_columns=lake.label_columns, predicate=True)
-        columns = tuple(column for column in predicate.columns if column in lake.label_columns)
-        table = lake.tokens(labels=columns)
-        flags = table.column("flags").to_numpy()
-    else:
-        flags = block_flags(lake)
-    keep = (flags & (PADDING if special else PADDING | SPECIAL)) == 0
+    keep = token_mask(lake, where, special=special)
     if mask is not None:
         mask = np.asarray(mask)
         if mask.shape != (lines,) or mask.dtype != np.bool_:
@@ -91,13 +83,6 @@ def choose_rows(
                 f"the mask needs one true or false per committed row ({lines}), got {mask.dtype} of shape {mask.shape}"
             )
         keep &= mask
-    if predicate is not None:
-        import pyarrow.compute as pc
-
-        found, answers = evaluate(predicate, table)
-        true = np.zeros_like(keep)
-        true[found] = pc.fill_null(answers, False).to_numpy()
-        keep &= true
     chosen = keep.reshape(len(lake.blocks), lake.block_rows)
     inside = {block: np.flatnonzero(line) for block, line in zip(lake.blocks, chosen, strict=True) if line.any()}
     result = ChosenRows(blocks=inside, block_rows=lake.block_rows, special=special, where=where, masked=mask is not None)
@@ -109,8 +94,24 @@ def choose_rows(
     return result
 
 
-def block_flags(lake: Lake) -> NDArray[np.uint8]:
-    """Flags of every committed row, uint8 (committed rows,)."""
-    if not lake.blocks:
-        return np.empty(0, dtype=np.uint8)
-    return np.concatenate([lake.read_table("plan", block, ["flags"]).column("flags").to_numpy() for block in lake.blocks])
+def token_mask(source: LakeSource, where: str | None, *, special: bool) -> NDArray[np.bool_]:
+    """Which committed rows are no padding, special only if asked for, and fulfil an SQL predicate: bool (committed rows,).
+
+    Raises
+    ------
+    InputError
+        When the predicate is refused.
+    """
+    predicate = None
+    if where is not None:
+        predicate = read_expression(where, argument="where", label_columns=source.label_columns, predicate=True)
+    columns = [] if predicate is None else [name for name in predicate.columns if name in source.label_columns]
+    table = source.tokens(labels=columns)
+    flags = table.column("flags").to_numpy()
+    keep: NDArray[np.bool_] = (flags & (PADDING if special else PADDING | SPECIAL)) == 0
+    if predicate is not None:
+        rows, answers = evaluate(predicate, table)
+        true = np.zeros_like(keep)
+        true[rows] = pc.fill_null(answers, False).to_numpy()
+        keep &= true
+    return keep

@@ -160,13 +160,6 @@ def strongest(found: "xr.DataArray", k: int = 20, *, signed: bool = False) -> li
     return lists
 
 
-def correlations_of(columns: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Correlate the first column with each, as `coactivation` does: float32 (rows, c), C order, to float64 (c,)."""
-    rows = np.arange(len(columns))
-    segments = Segments.of(np.ascontiguousarray(columns[:, :1]), rows)
-    return segments.products(columns, rows).correlation()[:, 0]
-
-
 @dataclass
 class Moments:
     """Sums over rows of c columns and q others; merge those of disjoint rows with `add`."""
@@ -301,25 +294,19 @@ def _correlate(
 
 
 def _read_columns(
-    lake: Lake, asked: Sequence[tuple[int, int]], rows: ChosenRows, site: str
+    lake: Lake, neurons: Sequence[tuple[int, int]], rows: ChosenRows, site: str
 ) -> Iterator[tuple[int, tuple[NDArray[np.float32], NDArray[np.int64]]]]:
-    """Columns of the neurons asked for at the chosen rows, block by block."""
-    columns = read_columns(lake, asked, rows, site)
-    start = 0
-    for block in sorted(rows.blocks):
-        count = len(rows.blocks[block])
-        yield block, (columns[start : start + count], np.arange(count))
-        start += count
-
-
-def read_columns(lake: Lake, neurons: Sequence[tuple[int, int]], rows: ChosenRows, site: str) -> NDArray[np.float32]:
-    """Read neurons of any layers at the chosen rows: float32 (rows, neurons)."""
+    """Columns of neurons of any layers at the chosen rows, float32 (rows, neurons), block by block."""
     columns = np.empty((rows.count, len(neurons)), dtype=np.float32)
     lines = rows.rows
     for layer in sorted({layer for layer, _ in neurons}):
         places = [place for place, (other, _) in enumerate(neurons) if other == layer]
         columns[:, places] = lake.read(layer=layer, rows=lines, neurons=[neurons[place][1] for place in places], site=site)
-    return columns
+    start = 0
+    for block in sorted(rows.blocks):
+        count = len(rows.blocks[block])
+        yield block, (columns[start : start + count], np.arange(count))
+        start += count
 
 
 _local = threading.local()

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import neuronlake.store.layout as layout
 from neuronlake.analysis.column import Partials
 from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statistics
 from neuronlake.analysis.execute import Progress, run_all
@@ -28,8 +27,8 @@ from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
 from neuronlake.analysis.histogram import Binning
 from neuronlake.analysis.labels import MIN_TOKENS
 from neuronlake.store.arrays import create_array
+from neuronlake.store.commits import commit_checksum
 from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.files import file_checksum
 from neuronlake.store.kept import STATISTICS, discard, kept_record, kept_results, staging, write_record
 from neuronlake.store.lake import Lake
 
@@ -252,7 +251,7 @@ def result_record(key: StatisticsKey, blocks: Mapping[int, str], found: Gathered
 
 def block_checksums(lake: Lake) -> dict[int, str]:
     """Checksum of every committed block's record, which holds those of its files."""
-    return {block: file_checksum(lake.path / layout.commit_path(block))[1] for block in lake.blocks}
+    return {block: commit_checksum(lake.path, block) for block in lake.blocks}
 
 
 def find_kept(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptStatistics | None:

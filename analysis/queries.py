@@ -4,17 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from neuronlake.analysis.chosen_rows import token_mask
 from neuronlake.analysis.extremes import Extremes, find_extremes
 from neuronlake.analysis.labels import token_labels
 from neuronlake.analysis.neuron import check_neuron
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
-from neuronlake.analysis.sql import evaluate, read_expression
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
-from neuronlake.store.tables import PADDING, SPECIAL
+from neuronlake.store.tables import SPECIAL
 
 _MARKS = "«", "»"
 
@@ -105,20 +104,9 @@ def find_top(
 def _eligible(source: LakeSource, where: tuple[str, str] | str | None, *, special: bool) -> NDArray[np.bool_]:
     if isinstance(where, tuple):
         return _tagged(source, *where)
-    predicate = None
-    if where is not None:
-        predicate = read_expression(where, argument="where", label_columns=source.label_columns, predicate=True)
-    columns = [] if predicate is None else [name for name in predicate.columns if name in source.label_columns]
-    table = source.tokens(labels=columns)
-    flags = table.column("flags").to_numpy()
-    eligible: NDArray[np.bool_] = (flags & (PADDING if special else PADDING | SPECIAL)) == 0
-    if predicate is not None:
-        rows, answers = evaluate(predicate, table)
-        true = np.zeros_like(eligible)
-        true[rows] = pc.fill_null(answers, False).to_numpy()
-        eligible &= true
-        if not eligible.any():
-            raise InputError(f"where={where!r} is true of none of the tokens")
+    eligible = token_mask(source, where, special=special)
+    if where is not None and not eligible.any():
+        raise InputError(f"where={where!r} is true of none of the tokens")
     return eligible
 
 

@@ -10,6 +10,7 @@ import neuronlake.store.layout as layout
 from neuronlake.store.errors import DamageError
 from neuronlake.store.files import (
     FileRecord,
+    file_checksum,
     make_folder,
     read_error,
     seal,
@@ -83,6 +84,11 @@ def settle_commits(root: Path) -> None:
         sync_folder(root / _COMMITS)
         sync_folder((root / layout.PLAN_RECORD).parent)
         sync_ancestors(root, [_COMMITS])
+
+
+def commit_checksum(root: Path, block: int) -> str:
+    """Checksum of a committed block's record, which holds those of its files: what a result of the block is tied to."""
+    return file_checksum(root / layout.commit_path(block))[1]
 
 
 def committed_blocks(root: Path) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
-from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.files import file_checksum, read_checked, storage_error
+from neuronlake.store.commits import commit_checksum
+from neuronlake.store.errors import DamageError
+from neuronlake.store.files import read_checked, storage_error
 from neuronlake.store.index_build import EXTREMES, STRONGEST, BlockIndex, BlockIndexer
 from neuronlake.store.index_kernels import NOBODY
 from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish, staging
@@ -95,11 +96,6 @@ def segments(root: Path, site: str, checksums: Mapping[int, str]) -> list[Segmen
     return chosen
 
 
-def block_checksum(root: Path, block: int) -> str:
-    """Checksum of a committed block's record, which holds those of its files."""
-    return file_checksum(root / layout.commit_path(block))[1]
-
-
 def keep_block(root: Path, site: str, block: int, found: BlockIndex) -> None:
     """Write the index of a block that has just been committed, as a segment of its own, in this thread.
 
@@ -108,7 +104,7 @@ def keep_block(root: Path, site: str, block: int, found: BlockIndex) -> None:
     StorageError
         When the file system refuses.
     """
-    record = _record(site, {block: block_checksum(root, block)}, [found.ordinary])
+    record = _record(site, {block: commit_checksum(root, block)}, [found.ordinary])
     name = _name(record)
     with _staging(root, name) as folder:
         for array, values in found.arrays.items():
@@ -164,10 +160,14 @@ def merge(root: Path, parts: Sequence[Segment], *, threads: int | None = None) -
 
 
 def merge_many(root: Path, site: str, checksums: Mapping[int, str]) -> None:
-    """Merge the segments of one block each, if they have become many: a query opens every segment."""
+    """Merge the segments of one block each, if they have become many: a query opens every segment.
+
+    One that is damaged stays as it is, for `complete_index`: an extraction does not end for it.
+    """
     single = [segment for segment in segments(root, site, checksums) if len(segment.blocks) == 1]
     if len(single) >= _MANY:
-        merge(root, single, threads=1)
+        with suppress(DamageError):
+            merge(root, single, threads=1)
 
 
 def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
@@ -185,7 +185,7 @@ def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambd
     StorageError
         When the file system refuses.
     """
-    checksums = {block: block_checksum(lake.path, block) for block in lake.blocks}
+    checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
     missing: set[int] = set()
     for site in lake.sites:
         covered = {block for segment in segments(lake.path, site, checksums) for block in segment.blocks}
@@ -201,8 +201,8 @@ def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambd
             try:
                 merge(lake.path, parts)
             except DamageError:
-                for part in parts:
-                    _check_or_discard(lake.path, part)
+                for part in [part for part in parts if _damaged(part)] or parts:
+                    discard(lake.path, part.name, kept=INDEX)
                 return complete_index(lake, progress=progress)
         kept = {part.name for part in segments(lake.path, site, checksums)}
         for name in kept_results(lake.path, kept=INDEX):  # of blocks that have changed, or damaged
@@ -243,7 +243,7 @@ class LakeIndex:
     """
 
     def __init__(self, root: Path, site: str, blocks: Sequence[int]):
-        self.segments = segments(root, site, {block: block_checksum(root, block) for block in blocks})
+        self.segments = segments(root, site, {block: commit_checksum(root, block) for block in blocks})
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -345,9 +345,9 @@ def _staging(root: Path, name: str) -> Iterator[Path]:
             raise storage_error(error, folder, "write") from error
 
 
-def _check_or_discard(root: Path, segment: Segment) -> None:
+def _damaged(segment: Segment) -> bool:
     try:
-        kept_record(root, segment.name, kept=INDEX, full=True)
+        kept_record(segment.root, segment.name, kept=INDEX, full=True)
     except DamageError:
-        with suppress(StorageError):
-            discard(root, segment.name, kept=INDEX)
+        return True
+    return False

@@ -190,9 +190,8 @@ class Lake:
                     shard.gather(chunk, in_rows, in_columns, out, out_rows, out_columns)
 
         pieces = [(block, chunk) for block in rows_of for chunk in neurons_of]
-        size = (
-            -(-len(pieces) // (_TASKS_PER_THREAD * usable_cpus())) or 1
-        )  # handing over a task costs as much as small chunks
+        # handing over a task costs as much as small chunks
+        size = -(-len(pieces) // (_TASKS_PER_THREAD * usable_cpus())) or 1
         tasks = [pieces[first : first + size] for first in range(0, len(pieces), size)]
         for _ in map_ordered(read_chunks, tasks, threads=None if len(tasks) > 1 else 1):
             pass

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
 from neuronlake.store.buffer import BlockBuffer
-from neuronlake.store.commits import Commit, write_commit
+from neuronlake.store.commits import Commit, commit_checksum, write_commit
 from neuronlake.store.encodings import checksum, get_encoding
 from neuronlake.store.files import FileRecord, StagedFile, sync_folder, write_file
-from neuronlake.store.index import block_checksum, block_flags, keep_block, merge_many
+from neuronlake.store.index import block_flags, keep_block, merge_many
 from neuronlake.store.index_build import BlockIndexer
 from neuronlake.store.parallel import usable_cpus
 from neuronlake.store.plan_record import read_plan_record
@@ -226,7 +226,7 @@ class BlockWriter:
             self._keep_index(block, indexer)
 
     def _keep_index(self, block: int, indexer: BlockIndexer) -> None:
-        self._checksums[block] = block_checksum(self._root, block)
+        self._checksums[block] = commit_checksum(self._root, block)
         for site, found in indexer.finish().items():
             keep_block(self._root, site, block, found)
             merge_many(self._root, site, self._checksums)
