@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +72,29 @@ def ewt_train_lake(share: float = SHARE) -> Path:
         sample.write_text("".join(line for document in chosen for line in documents[document]), encoding="utf-8")
     root = ROOT / "build" / f"benchmark-ewt-train-{share}.lake"
     extract(root, ConlluCorpus(paths=(sample,)), resolve_model(smollm2()), ExtractSettings(encoding="float32"))
+    return root
+
+
+def small_lake(folder: Path, sentences: int) -> Path:
+    """Extract some sentences of EWT dev into a lake of small blocks below `folder`."""
+    from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
+
+    corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,), limit_sentences=sentences)
+    extract(folder / "small.lake", corpus, resolve_model(smollm2()), ExtractSettings(block_rows=1024))
+    return folder / "small.lake"
+
+
+def whole_train_lake() -> Path:
+    """Extract EWT train, or take the lake that is there: 7 GB and some fifteen minutes."""
+    from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
+
+    root = ROOT / "build" / "benchmark-ewt-train.lake"
+    start = time.perf_counter()
+    report = extract(root, ConlluCorpus(paths=(corpora() / EWT_TRAIN,)), resolve_model(smollm2()), ExtractSettings())
+    if report.extracted:
+        print(
+            f"extraction of EWT train: {(time.perf_counter() - start) / 60:.1f} minutes for {len(report.extracted)} blocks"
+        )
     return root
 
 

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import EWT_DEV, EWT_TRAIN, ROOT, corpora, ewt_lake, keep, peak_memory_bytes, scratch, smollm2
+from benchmarks.common import (
+    ROOT,
+    ewt_lake,
+    keep,
+    peak_memory_bytes,
+    scratch,
+    small_lake,
+    whole_train_lake,
+)
 
 _COLD = """
 import json, sys, time
@@ -57,7 +65,7 @@ def run(
 
     with scratch() as name:
         folder = Path(name)
-        root = ewt_lake("int8a") if sentences is None else _small_lake(folder, sentences)
+        root = ewt_lake("int8a") if sentences is None else small_lake(folder, sentences)
         lake = open_lake(root)
         chosen = list(lake.layers[:layers])
         result = {
@@ -71,17 +79,9 @@ def run(
             **_kept(_linked(root, folder / "kept")),
         }
         if sentences is None:
-            result["ewt_train"] = _phases(_linked(_train_lake(), folder / "train"))
+            result["ewt_train"] = _phases(_linked(whole_train_lake(), folder / "train"))
     keep("statistics", result)
     return result
-
-
-def _small_lake(folder: Path, sentences: int) -> Path:
-    from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
-
-    corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,), limit_sentences=sentences)
-    extract(folder / "small.lake", corpus, resolve_model(smollm2()), ExtractSettings(block_rows=1024))
-    return folder / "small.lake"
 
 
 def _against_scan(lake: Any, layers: list[int], repeats: int) -> dict[str, Any]:
@@ -248,19 +248,6 @@ def _kept(root: Path) -> dict[str, Any]:
             "largest": float(true.max()),
         },
     }
-
-
-def _train_lake() -> Path:
-    from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
-
-    root = ROOT / "build" / "benchmark-ewt-train.lake"
-    start = time.perf_counter()
-    report = extract(root, ConlluCorpus(paths=(corpora() / EWT_TRAIN,)), resolve_model(smollm2()), ExtractSettings())
-    if report.extracted:
-        print(
-            f"extraction of EWT train: {(time.perf_counter() - start) / 60:.1f} minutes for {len(report.extracted)} blocks"
-        )
-    return root
 
 
 def _phases(root: Path) -> dict[str, Any]:

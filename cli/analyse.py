@@ -91,7 +91,7 @@ def context(entry: dict[str, Any], width: int = 60) -> str:
     if not mark:
         return f"[dim](special token)[/dim] {escape(before[:width])}"
     token, _, after = rest.partition("»")
-    bare = token.lstrip()  # a leading space belongs to the token, but looks wrong inside the marks
+    bare = token.lstrip() or token  # a leading space belongs to the token, but looks wrong inside the marks
     before, token = before + token[: len(token) - len(bare)], bare
     before = f"…{before[-width:]}" if len(before) > width else before
     after = f"{after[:width]}…" if len(after) > width else after

@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("kill", "run(2)", "every finished lake is byte-identical"),
         ("languages", "run(('smollm2',), 12)", "LAPE neurons of each language"),
         ("memory", "run(40, 2)", "| 2x | "),
+        ("queries", "run(sentences=60, neurons=4)", "| one column against its layer | "),
         ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
         (
             "storage",
