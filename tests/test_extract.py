@@ -154,7 +154,12 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, model: Path) -> None:
     treebank = tmp_path / "big.conllu"
     treebank.write_text(conllu(some_sentences(3000)), encoding="utf-8")
     root = tmp_path / "a.lake"
-    process = subprocess.Popen(command(root, model, treebank), stderr=subprocess.PIPE, text=True)
+    # where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command(root, model, treebank), stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 90
     while not list((root / "commits").glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
