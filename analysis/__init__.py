@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.source import LakeSource
     from neuronlake.analysis.splits import Split, split_documents
     from neuronlake.analysis.statistics import compute_several, compute_statistics
+    from neuronlake.analysis.tag_building import TagListsBuilder, complete_tag_lists
 
 __all__ = [
     "RANKERS",
@@ -39,8 +40,10 @@ __all__ = [
     "SharedCategories",
     "Split",
     "StatisticsBuilder",
+    "TagListsBuilder",
     "benjamini_hochberg",
     "coactivation",
+    "complete_tag_lists",
     "compute_several",
     "compute_statistics",
     "language_classes",
@@ -111,6 +114,10 @@ _HOMES = {
     "statistics": (
         "compute_several",
         "compute_statistics",
+    ),
+    "tag_building": (
+        "TagListsBuilder",
+        "complete_tag_lists",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

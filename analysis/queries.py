@@ -116,13 +116,14 @@ def _tagged(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_]:
         for lists in source.index(DEFAULT_SITE).tag_lists:
             if lists.labels == LabelRequest(by=by, subword="all").as_dict() and lists.blocks == source.blocks:
                 with suppress(DamageError, ValueError):  # ValueError: no such tag
-                    return lists.row_tags(source.blocks, source.block_rows) == lists.tags.index(tag)
+                    tagged: NDArray[np.bool_] = lists.row_tags(source.blocks, source.block_rows) == lists.tags.index(tag)
+                    return tagged
     labels = token_labels(source, by, subword="all", min_tokens=1)
     if tag not in labels.tags:
         known = ", ".join(labels.tags[:40]) + (", …" if len(labels.tags) > 40 else "")
         raise InputError(f"no tag {tag!r} of {by!r}: known are {known}")
-    tagged: NDArray[np.bool_] = labels.codes == labels.tags.index(tag)
-    return tagged
+    found: NDArray[np.bool_] = labels.codes == labels.tags.index(tag)
+    return found
 
 
 def describe_lines(

@@ -14,8 +14,10 @@ from neuronlake.analysis.extremes import find_extremes
 from neuronlake.analysis.queries import find_top
 from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.analysis.tag_building import TagListsBuilder, complete_tag_lists
-from neuronlake.store import InputError, Lake, open_lake, verify
-from neuronlake.store.kept import INDEX, kept_results
+from neuronlake.store import InputError, Lake, complete_index, open_lake, verify
+from neuronlake.store.commits import commit_checksum
+from neuronlake.store.kept import INDEX, RECORD, kept_record, kept_results, write_record
+from neuronlake.store.repair import repair
 from neuronlake.store.tag_lists import TAG_EXTREMES
 
 TOKENS = 1100
@@ -182,3 +184,27 @@ def test_lists_of_other_blocks_are_not_trusted(tmp_path):
         if name.startswith("tags-"):
             shutil.copytree(other.path / INDEX / name, lake.path / INDEX / name)
     assert open_lake(lake.path).index().tag_lists == []
+
+
+def test_verify_compares_the_index_with_the_activations(tmp_path):
+    """An index whose checksums are right, but that is of other values."""
+    lake, other = (Parts(tmp_path / name, "float16", seed=seed).write() for name, seed in (("a.lake", 3), ("b.lake", 4)))
+    checksums = {str(block): commit_checksum(lake.path, block) for block in lake.blocks}
+    for part in (lake, other):
+        complete_index(part)
+        complete_tag_lists(part, "upos")
+    assert verify(lake.path, full=True).ok
+    shutil.rmtree(lake.path / INDEX)
+    for name in kept_results(other.path, kept=INDEX):
+        folder = lake.path / INDEX / name
+        shutil.copytree(other.path / INDEX / name, folder)
+        record = kept_record(lake.path, name, kept=INDEX)
+        (folder / RECORD).unlink()
+        write_record(folder, {**record, "blocks": checksums})
+    report = verify(lake.path, full=True)
+    assert len(report.damage) == 2
+    assert all("of the activations; it can be computed again" in line for line in report.damage)
+    assert verify(lake.path).ok  # quick
+    repair(lake.path, full=True)
+    assert verify(lake.path, full=True).ok
+    assert kept_results(lake.path, kept=INDEX) == []
