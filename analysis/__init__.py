@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuronlake.analysis.building import StatisticsBuilder
     from neuronlake.analysis.correlation import coactivation
+    from neuronlake.analysis.describe import describe_neuron
     from neuronlake.analysis.features import FeatureSet
     from neuronlake.analysis.figure_histogram import neuron_histogram
     from neuronlake.analysis.figure_volcano import volcano
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from neuronlake.analysis.splits import Split, split_documents
     from neuronlake.analysis.statistics import compute_several, compute_statistics
     from neuronlake.analysis.tag_building import TagListsBuilder, complete_tag_lists
+    from neuronlake.analysis.textualization import textualize
+    from neuronlake.analysis.weights import output_vectors, vocabulary
 
 __all__ = [
     "RANKERS",
@@ -46,12 +49,14 @@ __all__ = [
     "complete_tag_lists",
     "compute_several",
     "compute_statistics",
+    "describe_neuron",
     "language_classes",
     "lape",
     "layer_class_counts",
     "layer_tag_heatmap",
     "neuron_histogram",
     "neuron_name",
+    "output_vectors",
     "parse_neuron",
     "permutation_test",
     "probe",
@@ -60,14 +65,17 @@ __all__ = [
     "score",
     "split_documents",
     "tag_bars",
+    "textualize",
     "token_labels",
     "top_tokens",
+    "vocabulary",
     "volcano",
 ]
 
 _HOMES = {
     "building": ("StatisticsBuilder",),
     "correlation": ("coactivation",),
+    "describe": ("describe_neuron",),
     "features": ("FeatureSet",),
     "figure_histogram": ("neuron_histogram",),
     "figure_volcano": ("volcano",),
@@ -118,6 +126,11 @@ _HOMES = {
     "tag_building": (
         "TagListsBuilder",
         "complete_tag_lists",
+    ),
+    "textualization": ("textualize",),
+    "weights": (
+        "output_vectors",
+        "vocabulary",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

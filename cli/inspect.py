@@ -3,6 +3,7 @@
 import argparse
 import secrets
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -11,6 +12,8 @@ from neuronlake.cli.common import add_command, add_lake, messages, output, print
 from neuronlake.cli.extract import add_model_options
 from neuronlake.store import VerifyReport, open_lake, verify
 from neuronlake.store.errors import InputError
+from neuronlake.store.files import everything_below
+from neuronlake.store.kept import KEPT
 from neuronlake.store.repair import RepairReport, repair
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ def _info(options: argparse.Namespace) -> int:
         "bytes": stored,
         "bytes_per_value": stored / values if values else None,
         "labels": list(lake.label_columns),
+        "kept": {kept: _size_of(lake.path / kept) for kept in KEPT},
     }
     if options.json:
         print_json(record)
@@ -94,12 +98,18 @@ def _info(options: argparse.Namespace) -> int:
         else "nothing yet",
         "blocks": f"{len(lake.blocks)} of {lake.plan.blocks} committed, {lake.block_rows:,} rows each",
         "labels": ", ".join(lake.label_columns),
+        "kept": ", ".join(f"{kept} {size(count)}" for kept, count in record["kept"].items() if count) or "nothing",
         "fingerprint": lake.fingerprint[:16],
     }
     console = output()
     for name, value in lines.items():
         console.print(f"[bold]{name:12s}[/bold]{escape(value)}")
     return 0
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of a folder's files, 0 where there is none."""
+    return sum(path.stat().st_size for path in everything_below(folder) if path.is_file())
 
 
 def _verify(options: argparse.Namespace) -> int:

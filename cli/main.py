@@ -9,12 +9,14 @@ from typing import NoReturn
 
 import neuronlake.cli.analyse
 import neuronlake.cli.demo
+import neuronlake.cli.describe
 import neuronlake.cli.extract
 import neuronlake.cli.importing
 import neuronlake.cli.index
 import neuronlake.cli.inspect
 import neuronlake.cli.plot
 import neuronlake.cli.statistics
+import neuronlake.cli.weights
 from neuronlake.store.errors import NeuronlakeError
 
 _EPILOG = """\
@@ -55,6 +57,8 @@ def build_parser() -> Parser:
         neuronlake.cli.inspect,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,
+        neuronlake.cli.describe,
+        neuronlake.cli.weights,
         neuronlake.cli.plot,
         neuronlake.cli.demo,
     ):

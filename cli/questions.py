@@ -65,7 +65,7 @@ def permuted(
     """Compute p-values from permuted labels, with a progress bar."""
     from neuronlake.analysis import permutation_test
 
-    with _bar("permutations") as bar:
+    with progress_bar("permutations") as bar:
         task = bar.add_task(method, total=permutations)
         return permutation_test(
             lake,
@@ -90,7 +90,7 @@ def all_statistics(
     from neuronlake.analysis import LabelRequest, compute_several
 
     console = messages()
-    with _bar("statistics") as bar:
+    with progress_bar("statistics") as bar:
         task = bar.add_task("statistics")
         results = compute_several(
             lake,
@@ -110,7 +110,7 @@ def refined(lake: Lake, dataset: "xr.Dataset", method: str, *, top: int, schedul
     """Make exact what a ranking's order rests on, with a progress bar."""
     from neuronlake.analysis import refine
 
-    with _bar(f"exact {method}") as bar:
+    with progress_bar(f"exact {method}") as bar:
         task = bar.add_task(method)
         return refine(
             lake,
@@ -122,7 +122,8 @@ def refined(lake: Lake, dataset: "xr.Dataset", method: str, *, top: int, schedul
         )
 
 
-def _bar(title: str) -> Progress:
+def progress_bar(title: str) -> Progress:
+    """Return a progress bar that only a terminal shows, and that goes when it is done."""
     console = messages()
     return Progress(
         TextColumn(title),

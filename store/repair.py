@@ -13,7 +13,7 @@ import xxhash
 import neuronlake.store.layout as layout
 from neuronlake.store.create import committed_fingerprints, remove_temporary
 from neuronlake.store.files import FileRecord, stale_temporaries, storage_error, sync_folder, write_file
-from neuronlake.store.kept import discard
+from neuronlake.store.kept import MADE_BY, discard
 from neuronlake.store.lock import writing
 from neuronlake.store.plan_record import PlanRecord, set_plan_aside
 from neuronlake.store.spec import LakeSpec, dump_metadata, metadata_files, root_metadata
@@ -106,7 +106,7 @@ class _Repair:
             self._drop_block(block, spec, self._found.blocks[block])
         for folder, name in self._found.kept:
             discard(self._root, name, kept=folder)
-            self._did(f"{folder}/{name}: removed; the same question computes it again")
+            self._did(f"{folder}/{name}: removed; {MADE_BY[folder]} again")
         self._remove_leftovers(spec)
 
     def _decide(self) -> tuple[PlanRecord | None, LakeSpec | None]:

@@ -15,7 +15,7 @@ from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, everything_below, file_checksum, read_checked, stale_temporaries
-from neuronlake.store.kept import INDEX, KEPT, RECORD, kept_record, kept_results
+from neuronlake.store.kept import INDEX, KEPT, MADE_BY, RECORD, kept_record, kept_results
 from neuronlake.store.lock import LOCK_FILE, writer_of
 from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
 from neuronlake.store.spec import LakeSpec, metadata_files
@@ -229,7 +229,7 @@ def _examine_kept(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
         except DamageError as error:
             if not (root / kept / name).exists():  # replaced meanwhile
                 continue
-            report.damage.append(f"{kept}/{name}: {str(error).removeprefix(f'{root}/')}; it can be computed again")
+            report.damage.append(f"{kept}/{name}: {str(error).removeprefix(f'{root}/')}; {MADE_BY[kept]} again")
             damaged.append((kept, name))
             continue
         report.files_checked += len(record["files"])
