@@ -1,6 +1,7 @@
 """`neuronlake info` and `neuronlake verify`."""
 
 import argparse
+import contextlib
 import secrets
 import sys
 from pathlib import Path
@@ -109,7 +110,11 @@ def _info(options: argparse.Namespace) -> int:
 
 def _size_of(folder: Path) -> int:
     """Bytes of a folder's files, 0 where there is none."""
-    return sum(path.stat().st_size for path in everything_below(folder) if path.is_file())
+    total = 0
+    for path in everything_below(folder):
+        with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+            total += 0 if path.is_dir() else path.stat().st_size
+    return total
 
 
 def _verify(options: argparse.Namespace) -> int:
