@@ -11,6 +11,8 @@ from neuronlake.cli.common import add_command, add_lake, number, output, print_j
 from neuronlake.cli.questions import open_for_question
 from neuronlake.store.layout import DEFAULT_SITE
 
+_SHOWN = 40  # tags; a label such as lemma has thousands
+
 
 def add_commands(commands: Any) -> None:
     """Add the command."""
@@ -74,7 +76,7 @@ def _show(found: dict[str, Any], lake: str) -> None:
     site = "" if found["site"] == DEFAULT_SITE else f", site {found['site']}"
     console.print(f"[bold]{found['name']}[/bold] of {escape(str(found['model']))}{escape(site)}")
     if found["strongest_tag"] is not None:
-        console.print(escape(found["strongest_tag"]["sentence"]))
+        console.print(escape(f"{found['strongest_tag']['sentence']}, {found['strongest_tag']['count']:,} tokens"))
     _show_moments(console, found["moments"])
     if found["tags"] is not None:
         _show_tags(console, found["tags"])
@@ -103,18 +105,21 @@ def _show_moments(console: Any, moments: dict[str, Any]) -> None:
 
 
 def _show_tags(console: Any, tags: dict[str, Any]) -> None:
-    policy = {"all": "all tokens of a word"}.get(tags["subword"], f"{tags['subword']} token of a word")
+    policy = "all sub-words" if tags["subword"] == "all" else f"{tags['subword']} sub-word of each word"
     shift = f", label of the word {tags['shift']} later" if tags["shift"] else ""
     console.print(f"\n[bold]{escape(tags['by'])}[/bold] of {tags['labelled']:,} tokens ({policy}{shift}); AUROC is exact")
     grid = table("tag", ">tokens", ">mean", ">above 0", ">AUROC", ">Cohen d")
-    for entry in tags["profile"]:
+    for entry in tags["profile"][:_SHOWN]:
         grid.add_row(
             escape(entry["tag"]), f"{entry['count']:,}", number(entry["mean"]), f"{entry['fraction_active']:.1%}",
             number(entry["auroc"]), number(entry["cohen_d"], 2),
         )  # fmt: skip
     console.print(grid)
-    if tags["dropped"]:
-        console.print(f"left out, fewer than two tokens: {', '.join(sorted(tags['dropped']))}", markup=False)
+    if (more := len(tags["profile"]) - _SHOWN) > 0:
+        console.print(f"and {more:,} tags more; --json lists all")
+    if dropped := sorted(tags["dropped"]):
+        some = ", ".join(dropped[:_SHOWN]) + (" …" if len(dropped) > _SHOWN else "")
+        console.print(f"left out, fewer than two tokens: {some}", markup=False)
 
 
 def _show_tokens(console: Any, found: dict[str, Any], end: str, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from neuronlake.extractor.checkpoint import Checkpoint, check_finite, read_json
 from neuronlake.extractor.source import ModelSource
@@ -93,8 +94,6 @@ def token_texts(folder: Path, ids: int) -> dict[int, str]:
     InputError
         When the folder has no ``tokenizer.json``, or a malformed one.
     """
-    from tokenizers import Tokenizer
-
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{folder} has no tokenizer.json, which the texts of the vocabulary come from")

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +276,18 @@ def test_textualization_is_the_sum_of_what_activates(source: ModelSource, tmp_pa
             best = np.argsort(-expected)[:5]
             assert [entry["id"] for entry in found] == best.tolist()
             np.testing.assert_allclose([entry["cosine"] for entry in found], expected[best], atol=1e-3)
+
+
+def test_no_model_library_is_needed(source: ModelSource, tmp_path: Path) -> None:
+    lake = lake_of(tmp_path / "a.lake", source)
+    code = (
+        "import sys; from neuronlake.cli.main import main\n"
+        f"assert main(['weights', {str(lake.path)!r}, '--model', {str(source.folder)!r}]) == 0\n"
+        f"assert main(['describe', {str(lake.path)!r}, 'L0.N0']) == 0\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_copies_of_other_models_weights_are_absent(source: ModelSource, tmp_path: Path) -> None:
