@@ -244,7 +244,7 @@ def _examine_index(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
 
     wrong = []
     for name, problem in index_problems(open_lake(root)):
-        report.damage.append(f"{INDEX}/{name}: {problem}; it can be computed again")
+        report.damage.append(f"{INDEX}/{name}: {problem}; {MADE_BY[INDEX]} again")
         wrong.append((INDEX, name))
     return wrong
 
