@@ -101,7 +101,7 @@ def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress 
     if base is not None and base.blocks == lake.blocks:
         return base
     missing = [block for block in lake.blocks if base is None or block not in base.blocks]
-    rows = {block: _ordinary_rows(lake, block) for block in missing}
+    rows = {block: ordinary_rows(lake, block) for block in missing}
     signs = np.zeros(PLACES, dtype=np.int64) if base is None else np.array(base.record["signs"], dtype=np.int64)
     dealt = {block: deal(block * lake.block_rows + rows[block]) for block in missing}
     for places, some in dealt.values():
@@ -198,7 +198,8 @@ def _padded(values: NDArray[Any], chunks: int, width: int) -> NDArray[Any]:
     return whole.reshape(chunks, width, -1).transpose(0, 2, 1)
 
 
-def _ordinary_rows(lake: Lake, block: int) -> NDArray[np.int64]:
+def ordinary_rows(lake: Lake, block: int) -> NDArray[np.int64]:
+    """Rows of a block, counted within it, that are neither special nor padding, ascending."""
     flags = lake.read_table("plan", block, ["flags"]).column("flags").to_numpy()
     return np.flatnonzero((flags & (SPECIAL | PADDING)) == 0).astype(np.int64)
 
