@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
     from neuronlake.analysis.labels import LabelRequest, LabelVector, token_labels
     from neuronlake.analysis.neuron import neuron_name, parse_neuron
+    from neuronlake.analysis.neuron_neighbours import neighbours
     from neuronlake.analysis.permutation import permutation_test
     from neuronlake.analysis.probes import ProbeResult, probe
     from neuronlake.analysis.queries import top_tokens
     from neuronlake.analysis.rankers import RANKERS, Ranker
     from neuronlake.analysis.ranking import rank, score
+    from neuronlake.analysis.redundancy import redundancy_clusters
     from neuronlake.analysis.refinement import refine
     from neuronlake.analysis.selective import SharedCategories, language_classes, lape
     from neuronlake.analysis.significance import benjamini_hochberg
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.statistics import compute_several, compute_statistics
     from neuronlake.analysis.tag_building import TagListsBuilder, complete_tag_lists
     from neuronlake.analysis.textualization import textualize
+    from neuronlake.analysis.token_neighbours import similar_tokens
     from neuronlake.analysis.weights import output_vectors, vocabulary
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "lape",
     "layer_class_counts",
     "layer_tag_heatmap",
+    "neighbours",
     "neuron_histogram",
     "neuron_name",
     "output_vectors",
@@ -61,8 +65,10 @@ __all__ = [
     "permutation_test",
     "probe",
     "rank",
+    "redundancy_clusters",
     "refine",
     "score",
+    "similar_tokens",
     "split_documents",
     "tag_bars",
     "textualize",
@@ -89,6 +95,7 @@ _HOMES = {
         "LabelVector",
         "token_labels",
     ),
+    "neuron_neighbours": ("neighbours",),
     "neuron": (
         "neuron_name",
         "parse_neuron",
@@ -107,6 +114,7 @@ _HOMES = {
         "rank",
         "score",
     ),
+    "redundancy": ("redundancy_clusters",),
     "refinement": ("refine",),
     "selective": (
         "SharedCategories",
@@ -128,6 +136,7 @@ _HOMES = {
         "complete_tag_lists",
     ),
     "textualization": ("textualize",),
+    "token_neighbours": ("similar_tokens",),
     "weights": (
         "output_vectors",
         "vocabulary",

@@ -11,8 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from neuronlake.analysis.neighbours import exact_correlations
 from neuronlake.analysis.neuron import neuron_name
+from neuronlake.analysis.neuron_neighbours import exact_correlations
 from neuronlake.analysis.sketch import PLACES, Sketch, sketch_neurons
 from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.errors import InputError
@@ -70,7 +70,7 @@ def redundancy_clusters(
             names = [
                 neuron_name(lake.layers[some[place] // lake.neurons], int(some[place] % lake.neurons)) for place in places
             ]
-            order = np.argsort(-inside.sum(axis=1), kind="stable")
+            order = np.argsort(-inside.sum(axis=1).round(9), kind="stable")  # a pair ties but for rounding
             clusters.append(
                 {
                     "neurons": [names[place] for place in order],

@@ -14,6 +14,7 @@ import neuronlake.cli.extract
 import neuronlake.cli.importing
 import neuronlake.cli.index
 import neuronlake.cli.inspect
+import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.statistics
 import neuronlake.cli.weights
@@ -59,6 +60,7 @@ def build_parser() -> Parser:
         neuronlake.cli.analyse,
         neuronlake.cli.describe,
         neuronlake.cli.weights,
+        neuronlake.cli.neighbours,
         neuronlake.cli.plot,
         neuronlake.cli.demo,
     ):

@@ -154,7 +154,8 @@ def _alike(lake: Lake, sketch: Sketch, own: int, count: int) -> NDArray[np.int64
     parts = map_ordered(lambda place: np.abs(sketch.unit_vectors(place) @ query), range(len(lake.layers)))
     strength = np.concatenate(list(parts))
     strength[own] = -1
-    return np.argpartition(-strength, min(count, len(strength) - 1))[:count].astype(np.int64)
+    few = np.argpartition(-strength, min(count, len(strength) - 1))[:count].astype(np.int64)
+    return few[few != own]  # where all are asked for
 
 
 def _nearest_profiles(lake: Lake, own: int, k: int, label: str, site: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
