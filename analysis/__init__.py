@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.threshold import TokensBeyond, tokens_above
     from neuronlake.analysis.token_neighbours import similar_tokens
     from neuronlake.analysis.token_rows import token_activations, write_token_activations
-    from neuronlake.analysis.weighted import top_tokens_weighted
+    from neuronlake.analysis.weighted import parse_weights, top_tokens_weighted
     from neuronlake.analysis.weights import output_vectors, vocabulary
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "neuron_name",
     "output_vectors",
     "parse_neuron",
+    "parse_weights",
     "permutation_test",
     "probe",
     "rank",
@@ -126,7 +127,7 @@ _HOMES = {
     "threshold": ("TokensBeyond", "tokens_above"),
     "token_neighbours": ("similar_tokens",),
     "token_rows": ("token_activations", "write_token_activations"),
-    "weighted": ("top_tokens_weighted",),
+    "weighted": ("parse_weights", "top_tokens_weighted"),
     "weights": ("output_vectors", "vocabulary"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

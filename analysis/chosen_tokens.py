@@ -160,16 +160,17 @@ def _by_number(lake: Lake, rows: Sequence[int]) -> ChosenRows:
 
 def _in_sentence(lake: Lake, sentence: int, *, special: bool) -> dict[int, NDArray[np.int64]]:
     left_out = PADDING if special else PADDING | SPECIAL
-    found, last = {}, -1
+    found, ends = {}, []
     for block in lake.blocks:
         table = lake.read_table("plan", block, ["sentence", "flags"])
         numbers, flags = (table.column(name).to_numpy() for name in ("sentence", "flags"))
-        last = max(last, int(numbers.max()))
+        used = numbers[flags & PADDING == 0]
+        ends += [int(used[0]), int(used[-1])]
         if (inside := np.flatnonzero((numbers == sentence) & (flags & left_out == 0))).size:
             found[block] = inside
     if not found:
         raise InputError(
-            f"no token of a sentence {sentence} in {lake.path}: its committed blocks have sentences up to {last}"
+            f"no token of a sentence {sentence} in {lake.path}: committed are sentences {min(ends)} to {max(ends)}"
         )
     return found
 

@@ -58,7 +58,7 @@ def strongest_neurons(
         When there is no such row or layer, or `k` is below 1.
     """
     chosen = choose_layers(lake, layers)
-    _check_k(k)
+    check_k(k)
     ((block, (inside, _)),) = locate_rows(lake, [row]).items()
     listed = lake.index(site).strongest(block, int(inside[0])) if layers is None and k <= STRONGEST else None
     if listed is not None:
@@ -119,7 +119,7 @@ def firing_neurons(
         When the score or a layer is unknown, `k` is below 1, or the lake has no two tokens of words to compare with.
     """
     chosen = choose_layers(lake, layers)
-    _check_k(k)
+    check_k(k)
     if score not in SCORES:
         raise InputError(f"unknown score {score!r}: known are {', '.join(SCORES)}")
     if score == "hits":
@@ -234,6 +234,7 @@ def _named(layers: Sequence[int], neurons: int, place: int, **scores: Any) -> di
     return {"name": neuron_name(layer, neuron), "layer": layer, "neuron": neuron, **scores}
 
 
-def _check_k(k: int) -> None:
+def check_k(k: int) -> None:
+    """Raise InputError unless at least one neuron is asked for."""
     if k < 1:
         raise InputError(f"the number of neurons must be at least 1, got {k}")

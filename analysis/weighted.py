@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_tokens import Where, eligible_tokens, token_documents, within_cap
-from neuronlake.analysis.neuron import check_neuron, neuron_name
+from neuronlake.analysis.neuron import check_neuron, neuron_name, parse_neuron
 from neuronlake.analysis.queries import describe_lines
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
 from neuronlake.store.errors import InputError
@@ -42,6 +42,28 @@ class WeightedExtremes:
     """Bytes of those chunks on disk; 0 for lakes held in memory."""
     blocks: int
     """Committed blocks."""
+
+
+def parse_weights(names: Sequence[str], source: LakeSource | None = None) -> dict[tuple[int, int], float]:
+    """Return the weights of neurons written ``L12.N345*0.7``, or ``L12.N345`` for a weight of 1, in their order.
+
+    Raises
+    ------
+    InputError
+        When one has another form or is named twice, or the lake has no such neuron.
+    """
+    weights: dict[tuple[int, int], float] = {}
+    for text in names:
+        name, star, factor = text.partition("*")
+        neuron = parse_neuron(name, source)
+        try:
+            weight = float(factor) if star else 1.0
+        except ValueError:
+            raise InputError(f"{text!r} is no weighted neuron: write it as L12.N345*0.7") from None
+        if neuron in weights:
+            raise InputError(f"{neuron_name(*neuron)} is given twice: add its weights up")
+        weights[neuron] = weight
+    return weights
 
 
 def top_tokens_weighted(

@@ -1,20 +1,15 @@
 """`neuronlake top`, `coactivation` and `probe`."""
 
 import argparse
-import re
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
-from neuronlake.cli.questions import add_label_options, open_for_question
+from neuronlake.cli.questions import add_label_options, open_for_question, parse_where
 
 if TYPE_CHECKING:
     from neuronlake.analysis import ProbeResult
-
-
-_LABEL_IS = re.compile(r"([^\W\d][\w.:×]*)=([^\s'\"=<>()]+)")
-"""``upos=NOUN``; anything else is SQL, where the tag would stand in quotes."""
 
 
 def add_commands(commands: Any) -> None:
@@ -39,10 +34,16 @@ def _add_top(commands: Any) -> None:
         "show the tokens that fire a neuron most, in context",
         "neuronlake top my.lake L12.N345 -k 20\n"
         "neuronlake top my.lake L12.N345 --bottom --where upos=NOUN --json\n"
-        "neuronlake top my.lake L12.N345 --where \"upos='VERB' AND deprel='root'\" --per-document 1",
+        "neuronlake top my.lake L12.N345 --where \"upos='VERB' AND deprel='root'\" --per-document 1\n"
+        "neuronlake top my.lake 'L12.N345*0.7' 'L3.N10*-0.2'           # a weighted sum of neurons",
     )
     add_lake(parser)
-    parser.add_argument("neuron", metavar="NEURON", help="layer and neuron, as in L12.N345")
+    parser.add_argument(
+        "neurons",
+        nargs="+",
+        metavar="NEURON",
+        help="layer and neuron, as in L12.N345; several, or NEURON*WEIGHT, are added up",
+    )
     parser.add_argument("-k", type=int, default=20, metavar="N", help="how many tokens (default: 20)")
     parser.add_argument("--bottom", action="store_true", help="the lowest values instead of the highest")
     parser.add_argument(
@@ -55,24 +56,21 @@ def _add_top(commands: Any) -> None:
 
 
 def _top(options: argparse.Namespace) -> int:
-    from neuronlake.analysis import parse_neuron, top_tokens
+    from neuronlake.analysis import parse_weights, top_tokens, top_tokens_weighted
 
     lake = open_for_question(options.lake)
-    layer, neuron = parse_neuron(options.neuron, lake)
-    where: tuple[str, str] | str | None = options.where
-    if isinstance(where, str) and (match := _LABEL_IS.fullmatch(where.strip())):
-        where = (match[1], match[2])
-    found = top_tokens(
-        lake,
-        layer,
-        neuron,
-        options.k,
-        bottom=options.bottom,
-        where=where,
-        per_document=options.per_document,
-        labels=options.labels,
-        special=options.special,
-    )
+    weights = parse_weights(options.neurons, lake)
+    settings: dict[str, Any] = {
+        "bottom": options.bottom,
+        "where": parse_where(options.where),
+        "per_document": options.per_document,
+        "labels": options.labels,
+        "special": options.special,
+    }
+    if list(weights.values()) == [1.0]:
+        found = top_tokens(lake, *next(iter(weights)), options.k, **settings)
+    else:
+        found = top_tokens_weighted(lake, weights, options.k, **settings)
     if options.json:
         print_json(found)
         return 0

@@ -10,6 +10,7 @@ from typing import NoReturn
 import neuronlake.cli.analyse
 import neuronlake.cli.demo
 import neuronlake.cli.describe
+import neuronlake.cli.export
 import neuronlake.cli.extract
 import neuronlake.cli.importing
 import neuronlake.cli.index
@@ -17,6 +18,7 @@ import neuronlake.cli.inspect
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.statistics
+import neuronlake.cli.tokens
 import neuronlake.cli.weights
 from neuronlake.store.errors import NeuronlakeError
 
@@ -61,6 +63,8 @@ def build_parser() -> Parser:
         neuronlake.cli.describe,
         neuronlake.cli.weights,
         neuronlake.cli.neighbours,
+        neuronlake.cli.tokens,
+        neuronlake.cli.export,
         neuronlake.cli.plot,
         neuronlake.cli.demo,
     ):

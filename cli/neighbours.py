@@ -72,8 +72,7 @@ def _of_neuron(options: argparse.Namespace) -> int:
         raise InputError(f"--candidates is of --by activation; --by {options.by} compares all neurons")
     lake = open_for_question(options.lake)
     layer, neuron = parse_neuron(options.neuron, lake)
-    with progress_bar("sketching") as bar:
-        task = bar.add_task("layers", total=None)
+    with progress_bar("sketching") as report:
         found = neighbours(
             lake,
             layer,
@@ -82,7 +81,7 @@ def _of_neuron(options: argparse.Namespace) -> int:
             by=options.by or "activation",
             label=options.label or "upos",
             candidates=options.candidates,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=report,
         )
     if options.json:
         print_json(found)
@@ -104,8 +103,7 @@ def _of_token(options: argparse.Namespace) -> int:
     if options.layer is None:
         raise InputError("--row needs --layer: tokens are compared layer by layer")
     lake, labels = open_for_question(options.lake), options.labels or []
-    with progress_bar("indexing") as bar:
-        task = bar.add_task("blocks", total=None)
+    with progress_bar("indexing") as report:
         found = similar_tokens(
             lake,
             options.row,
@@ -113,7 +111,7 @@ def _of_token(options: argparse.Namespace) -> int:
             options.k,
             exact=options.exact,
             labels=labels,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=report,
         )
     if options.json:
         print_json(found)
@@ -130,11 +128,8 @@ def _clusters(options: argparse.Namespace) -> int:
     from neuronlake.analysis import redundancy_clusters
 
     lake = open_for_question(options.lake)
-    with progress_bar("comparing neurons") as bar:
-        task = bar.add_task("pairs of layers", total=None)
-        found = redundancy_clusters(
-            lake, options.threshold, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    with progress_bar("comparing neurons") as report:
+        found = redundancy_clusters(lake, options.threshold, progress=report)
     if options.json:
         print_json(found)
         return 0

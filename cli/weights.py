@@ -38,13 +38,12 @@ def _weights(options: argparse.Namespace) -> int:
         console.print(f"[dim]{escape(message)}…[/dim]")
 
     source = resolve_model(options.model, gguf=options.gguf, trust_remote_code=options.trust_remote_code, say=say)
-    with progress_bar("vocabulary") as bar:
-        task = bar.add_task("vocabulary")
+    with progress_bar("vocabulary") as progress:
         report = store_weights(
             options.lake,
             source,
             say=say,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     record = report.as_dict()
     if options.json:
