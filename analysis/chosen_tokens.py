@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronlake.analysis.chosen_rows import ChosenRows, choose_rows, token_mask
+from neuronlake.analysis.chosen_rows import ChosenRows, token_mask
 from neuronlake.analysis.labels import SUBWORD_POLICIES, token_labels
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
@@ -24,7 +24,7 @@ def choose_tokens(
     rows: Sequence[int] | None = None,
     sentence: int | None = None,
     form: str | None = None,
-    where: str | None = None,
+    where: Where = None,
     subword: str = "last",
     special: bool = False,
 ) -> ChosenRows:
@@ -40,8 +40,8 @@ def choose_tokens(
         All tokens of a sentence.
     form
         Tokens of every word that is spelt exactly so; `subword` says which of a word's tokens.
-    where
-        Tokens for which an SQL predicate is true, see `token_labels`.
+    where : str or (by, tag)
+        Tokens for which an SQL predicate is true, see `token_labels`; or all tokens of words with a tag.
     subword
         ``last``, ``first`` or ``all`` tokens of a word; of `form` only.
     special
@@ -67,7 +67,12 @@ def choose_tokens(
         return _chosen(lake, _in_sentence(lake, sentence, special=special), special=special)
     if form is not None:
         return _chosen(lake, _of_form(lake, form, subword), special=False)
-    return choose_rows(lake, where=where, special=special, least=1)
+    mask = eligible_tokens(lake, where, special=special).reshape(-1, lake.block_rows)
+    inside = {block: np.flatnonzero(line) for block, line in zip(lake.blocks, mask, strict=True) if line.any()}
+    if not inside:
+        raise InputError(f"{lake.path} has no token yet")
+    said = where if where is None or isinstance(where, str) else "=".join(where)
+    return _chosen(lake, inside, special=special, where=said)
 
 
 def eligible_tokens(source: LakeSource, where: Where, *, special: bool) -> NDArray[np.bool_]:
@@ -155,7 +160,7 @@ def _by_number(lake: Lake, rows: Sequence[int]) -> ChosenRows:
     if not len(rows):
         raise InputError("no row given")
     blocks = {block: inside for block, (inside, _) in locate_rows(lake, rows).items()}
-    return ChosenRows(blocks=blocks, block_rows=lake.block_rows, special=True, where=None, masked=True)
+    return _chosen(lake, blocks, special=True)
 
 
 def _in_sentence(lake: Lake, sentence: int, *, special: bool) -> dict[int, NDArray[np.int64]]:
@@ -201,5 +206,5 @@ def _of_form(lake: Lake, form: str, subword: str) -> dict[int, NDArray[np.int64]
     return found
 
 
-def _chosen(lake: Lake, blocks: dict[int, NDArray[np.int64]], *, special: bool) -> ChosenRows:
-    return ChosenRows(blocks=blocks, block_rows=lake.block_rows, special=special, where=None, masked=True)
+def _chosen(lake: Lake, blocks: dict[int, NDArray[np.int64]], *, special: bool, where: str | None = None) -> ChosenRows:
+    return ChosenRows(blocks=blocks, block_rows=lake.block_rows, special=special, where=where, masked=where is None)

@@ -19,7 +19,7 @@ from neuronlake.store.parallel import map_ordered
 SUFFIXES = (".npy", ".npz", ".parquet", ".zarr")
 MEMORY_BYTES = 4_000_000_000
 """What `token_activations` holds in memory at most, unless told otherwise."""
-_CHUNK_BYTES = 1 << 22  # 4 MiB
+_PIECE_BYTES = 1 << 22  # 4 MiB
 
 
 def token_activations(
@@ -73,9 +73,9 @@ def write_token_activations(
         - ``.npy``: the array, float32; the rows of the tokens beside in a file ending in ``.rows.npy``, int64 (tokens,);
         - ``.npz``: ``activations``, ``rows`` and ``layers``; it is made in memory;
         - ``.zarr``: arrays ``activations``, ``row`` and ``layer`` for zarr and xarray;
-        - ``.parquet``: one line per block, layer and token with row, layer and a list of the layer's values.
+        - ``.parquet``: one line per layer and token with row, layer and a list of the layer's values.
 
-        All but ``.npz`` are written piece by piece: at no time more than some blocks of one layer each are in memory.
+        All but ``.npz`` are written piece by piece: never more than a few blocks of a layer are in memory.
 
     Raises
     ------
@@ -122,19 +122,32 @@ def _size(shape: tuple[int, int, int]) -> str:
     return f"{tokens:,} tokens × {layers} layers × {neurons:,} neurons, {4 * tokens * layers * neurons / 1e9:.1f} GB,"
 
 
+def _piece_tokens(neurons: int) -> int:
+    return max(1, _PIECE_BYTES // (4 * neurons))
+
+
 def _pieces(
     lake: Lake, tokens: ChosenRows, layers: tuple[int, ...], site: str
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Yield (first token, position of the layer, values (tokens of the block, neurons)), block by block."""
-    blocks = sorted(tokens.blocks)
-    starts = dict(zip(blocks, np.cumsum([0, *(len(tokens.blocks[block]) for block in blocks)]).tolist(), strict=False))
+    """Yield (first token, position of the layer, values (tokens, neurons)), layer by layer, in whole pieces.
 
-    def read(where: tuple[int, int]) -> tuple[int, int, NDArray[np.float32]]:
-        block, place = where
-        rows = block * lake.block_rows + tokens.blocks[block]
-        return starts[block], place, lake.read(layer=layers[place], rows=rows, site=site)
+    Few of the tokens may be in one block; a file in pieces of a few lines would be slow to write and to read.
+    """
+    blocks, length = sorted(tokens.blocks), _piece_tokens(lake.neurons)
 
-    yield from map_ordered(read, [(block, place) for block in blocks for place in range(len(layers))])
+    def read(where: tuple[int, int]) -> NDArray[np.float32]:
+        place, block = where
+        return lake.read(layer=layers[place], rows=block * lake.block_rows + tokens.blocks[block], site=site)
+
+    wanted = [(place, block) for place in range(len(layers)) for block in blocks]
+    waiting, first = np.empty((0, lake.neurons), dtype=np.float32), 0
+    for (place, block), values in zip(wanted, map_ordered(read, wanted), strict=True):
+        waiting = np.concatenate([waiting, values])
+        last = block == blocks[-1]
+        whole = len(waiting) if last else len(waiting) // length * length
+        for start in range(0, whole, length):
+            yield first + start, place, waiting[start : min(start + length, whole)]
+        waiting, first = waiting[whole:], 0 if last else first + whole
 
 
 @contextmanager
@@ -160,11 +173,10 @@ def _zarr(
         for name, values in (("row", tokens.rows), ("layer", np.array(layers, dtype=np.int64))):
             array = group.create_array(name, shape=values.shape, dtype=values.dtype, dimension_names=[name])
             array[:] = values
-        chunk = max(1, min(shape[0], _CHUNK_BYTES // (4 * shape[2])))
         array = group.create_array(
             "activations",
             shape=shape,
-            chunks=(chunk, 1, shape[2]),
+            chunks=(min(shape[0], _piece_tokens(shape[2])), 1, shape[2]),
             dtype=np.float32,
             dimension_names=["row", "layer", "neuron"],
             compressors=compressors,

@@ -30,10 +30,14 @@ def add_commands(commands: Any) -> None:
 def add_token_choice(parser: argparse.ArgumentParser) -> None:
     """Add the options that name tokens: one of row, sentence, form and filter."""
     choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--row", type=int, nargs="+", metavar="R", help="tokens by row, as `neuronlake top` prints them")
+    choice.add_argument("--row", type=int, nargs="+", metavar="R", help="tokens by row, as `neuronlake tokens` lists them")
     choice.add_argument("--sentence", type=int, metavar="S", help="all tokens of a sentence")
     choice.add_argument("--form", metavar="WORD", help="all occurrences of a word, spelt exactly so")
-    choice.add_argument("--where", metavar="SQL", help="tokens for which this is true, e.g. \"lower(form)='dog'\"")
+    choice.add_argument(
+        "--where",
+        metavar="LABEL=TAG|SQL",
+        help="tokens of words with that label, or for which SQL is true, e.g. \"lower(form)='dog'\"",
+    )
     parser.add_argument(
         "--subword", choices=("last", "first", "all"), default="last", help="tokens of a --form that count (default: last)"
     )
@@ -49,7 +53,7 @@ def chosen_tokens(lake: Lake, options: argparse.Namespace) -> "ChosenRows":
         rows=options.row,
         sentence=options.sentence,
         form=options.form,
-        where=options.where,
+        where=parse_where(options.where),
         subword=options.subword,
         special=options.special,
     )
