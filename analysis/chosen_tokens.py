@@ -61,6 +61,8 @@ def choose_tokens(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise InputError(f"choose tokens by one of rows, sentence, form or where, got {', '.join(given) or 'none'}")
+    if not lake.blocks:
+        raise InputError(f"{lake.path} has no committed block yet")
     if rows is not None:
         return _by_number(lake, rows)
     if sentence is not None:
@@ -69,8 +71,6 @@ def choose_tokens(
         return _chosen(lake, _of_form(lake, form, subword), special=False)
     mask = eligible_tokens(lake, where, special=special).reshape(-1, lake.block_rows)
     inside = {block: np.flatnonzero(line) for block, line in zip(lake.blocks, mask, strict=True) if line.any()}
-    if not inside:
-        raise InputError(f"{lake.path} has no token yet")
     said = where if where is None or isinstance(where, str) else "=".join(where)
     return _chosen(lake, inside, special=special, where=said)
 

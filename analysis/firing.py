@@ -1,9 +1,9 @@
 """Which neurons fire: on one token, and on some tokens more than on the others.
 
 The index lists the neurons of largest magnitude on every token, so that one token needs no activation, and neither does
-counting in how many tokens a neuron is among them. How unusual a mean is needs the mean and standard deviation over all
-tokens: of those that belong to a word, which is what kept statistics cover (`compute_statistics` of one tag for all). They
-take one pass over the lake, once.
+counting in how many tokens a neuron is among them, or in what share of all tokens. How unusual a mean is needs the mean and
+standard deviation over all tokens: of those that belong to a word, which is what kept statistics cover (`compute_statistics`
+of one tag for all). They take one pass over the lake, once.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from neuronlake.analysis.neuron import neuron_name
 from neuronlake.analysis.source import DEFAULT_SITE, choose_layers
 from neuronlake.analysis.statistics import compute_statistics
 from neuronlake.store.errors import DamageError, InputError
+from neuronlake.store.index import index_block
 from neuronlake.store.index_build import STRONGEST
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
-from neuronlake.store.tables import SPECIAL
 
 SCORES = ("difference", "hits")
 EVERY_WORD = "'every word'"
@@ -97,9 +97,10 @@ def firing_neurons(
         it would be a z if the n tokens were drawn independently, which tokens of a text are not. Neurons that are the same
         on all tokens have no d and are left out.
 
-        ``"hits"``: by the number of the tokens on which a neuron is among the 32 of largest magnitude of all layers (of
-        equal magnitudes the lower layer and neuron), and then by the lower layer and neuron; those with none are left out.
-        From the index, without activations but those of blocks that lack one and of special tokens.
+        ``"hits"``: by share − share_all, the share of the tokens on which a neuron is among the 32 of largest magnitude of
+        all layers (of equal magnitudes the lower layer and neuron), less the same share of all tokens but special ones;
+        without that, the neurons come first that are large on whatever token. Equal ones are ordered by layer and neuron;
+        those with no hit are left out. From the index; blocks that lack one are read, and special tokens.
     layers
         Of these layers only.
     keep
@@ -110,8 +111,7 @@ def firing_neurons(
     Returns
     -------
     list of dict
-        name, layer, neuron, mean over the tokens, and difference, mean_all, deviation_all; or hits and share (hits over
-        tokens).
+        name, layer, neuron, mean over the tokens, and difference, mean_all, deviation_all; or hits, share, share_all.
 
     Raises
     ------
@@ -148,10 +148,13 @@ def firing_neurons(
 
 
 def _by_hits(lake: Lake, tokens: ChosenRows, k: int, layers: tuple[int, ...], site: str) -> list[dict[str, Any]]:
-    of_all = _hits(lake, tokens, site).reshape(len(lake.layers), lake.neurons)
-    hits = of_all[[lake.layers.index(layer) for layer in layers]].ravel()
-    order = np.argsort(-hits, kind="stable")[:k]
-    order = order[hits[order] > 0]
+    hits, share_all = (
+        counted.reshape(len(lake.layers), lake.neurons)[[lake.layers.index(layer) for layer in layers]].ravel()
+        for counted in _hits(lake, tokens, site)
+    )
+    share = hits / tokens.count
+    order = np.argsort(share_all - share, kind="stable")
+    order = order[hits[order] > 0][:k]
     mean: dict[int, float] = {}
     for layer in np.unique(order // lake.neurons):
         places = order[order // lake.neurons == layer]
@@ -163,7 +166,8 @@ def _by_hits(lake: Lake, tokens: ChosenRows, k: int, layers: tuple[int, ...], si
             lake.neurons,
             place,
             hits=int(hits[place]),
-            share=float(hits[place] / tokens.count),
+            share=float(share[place]),
+            share_all=float(share_all[place]),
             mean=mean[place],
         )
         for place in order.tolist()
@@ -186,33 +190,45 @@ def _means(lake: Lake, tokens: ChosenRows, layers: tuple[int, ...], site: str) -
     return sums.ravel() / tokens.count
 
 
-def _hits(lake: Lake, tokens: ChosenRows, site: str) -> NDArray[np.int64]:
-    """In how many tokens each neuron is among the strongest, (layers × neurons,)."""
+def _hits(lake: Lake, tokens: ChosenRows, site: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """In how many of the tokens, and in what share of all, each neuron is among the strongest, (layers × neurons,) each."""
     total = len(lake.layers) * lake.neurons
-    hits = np.zeros(total, dtype=np.int64)
-    for block, rows in sorted(tokens.blocks.items()):
-        flags = lake.read_table("plan", block, ["flags"]).column("flags").to_numpy()[rows]
-        special = (flags & SPECIAL) != 0
+
+    def count(block: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         listed = _listed(lake, block, site)
-        unlisted = rows if listed is None else rows[special]
-        if listed is not None:
-            neurons = listed[rows[~special]]
-            hits += np.bincount(neurons[neurons < total], minlength=total)
-        for first in range(0, len(unlisted), _ROWS):
-            some = unlisted[first : first + _ROWS] + block * lake.block_rows
-            hits += np.bincount(_strongest_places(lake, some, site).ravel(), minlength=total)
-    return hits
+        rows = tokens.blocks.get(block, np.empty(0, dtype=np.int64))
+        special = rows[listed[rows, 0] >= total]  # special tokens are in no list
+        unlisted = [
+            _strongest_places(lake, special[first : first + _ROWS] + block * lake.block_rows, site).ravel()
+            for first in range(0, len(special), _ROWS)
+        ]
+        chosen = np.concatenate([listed[rows].ravel(), *unlisted])
+        ordinary = int(np.count_nonzero(listed[:, 0] < total))
+        return _counts(chosen, total), _counts(listed.ravel(), total), ordinary
+
+    hits, hits_all, tokens_all = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64), 0
+    for here, of_block, ordinary in map_ordered(count, lake.blocks):
+        hits += here
+        hits_all += of_block
+        tokens_all += ordinary
+    return hits, hits_all / max(1, tokens_all)
 
 
-def _listed(lake: Lake, block: int, site: str) -> NDArray[np.uint32] | None:
-    """Neurons of the lists of a block's tokens, (block rows, STRONGEST), None where they are not known."""
+def _counts(neurons: NDArray[Any], total: int) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = np.bincount(neurons[neurons < total], minlength=total)
+    return found
+
+
+def _listed(lake: Lake, block: int, site: str) -> NDArray[np.uint32]:
+    """Neurons of the lists of a block's tokens, (block rows, STRONGEST); made anew where the index lacks them."""
     for segment in lake.index(site).segments:
         if block in segment.blocks:
             try:
                 return segment.arrays["tokens/neurons"].read_part(segment.blocks.index(block))
             except DamageError:
-                return None
-    return None
+                break
+    made: NDArray[np.uint32] = index_block(lake, block)[site].arrays["tokens/neurons"]
+    return made
 
 
 def _strongest_places(lake: Lake, rows: NDArray[np.int64], site: str) -> NDArray[np.int64]:

@@ -1,15 +1,21 @@
 """`neuronlake top`, `coactivation` and `probe`."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
+from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
 from neuronlake.cli.questions import add_label_options, open_for_question, parse_where
 
 if TYPE_CHECKING:
     from neuronlake.analysis import ProbeResult
+
+_LABEL_WIDTH = 20  # characters of a label on a terminal: the context beside it is what is read
 
 
 def add_commands(commands: Any) -> None:
@@ -74,13 +80,37 @@ def _top(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return 0
-    grid = table(">value", *options.labels, "context")
-    for entry in found:
-        grid.add_row(
-            number(entry["value"]), *(escape(str(entry["labels"][label] or "–")) for label in options.labels), context(entry)
-        )
-    output().print(grid)
+    print_tokens(found, options.labels)
     return 0
+
+
+def print_tokens(entries: Sequence[dict[str, Any]], labels: Sequence[str], *, rows: bool = False) -> None:
+    """Print tokens in context; what does not fit on the terminal is taken from the context, never from the values."""
+    console = output()
+    longest = _LABEL_WIDTH if console.is_terminal else None
+    columns = {">value": [number(entry["value"]) for entry in entries]}
+    if rows:
+        columns[">row"] = [str(entry["row"]) for entry in entries]
+    columns |= {label: [_shortened(str(entry["labels"][label] or "–"), longest) for entry in entries] for label in labels}
+    taken = sum(2 + max(map(cell_len, [title.lstrip(">"), *cells])) for title, cells in columns.items())
+    width = context_width(console, entries, taken)
+    grid = table(*columns, "context")
+    grid.columns[-1].no_wrap = False  # rich narrows such columns first, should characters be wider than one cell
+    for place, entry in enumerate(entries):
+        text = Text.from_markup(context(entry, width), overflow="ellipsis")
+        text.no_wrap = True
+        grid.add_row(*(escape(cells[place]) for cells in columns.values()), text)
+    console.print(grid)
+
+
+def context_width(console: Console, entries: Sequence[dict[str, Any]], taken: int) -> int:
+    """Characters of context on either side of a token that fit beside `taken` cells."""
+    longest = max((cell_len(entry["token"]) for entry in entries), default=0)
+    return max(10, min(60, (console.width - taken - longest - 4) // 2))  # four cells for the marks and the dots
+
+
+def _shortened(text: str, longest: int | None) -> str:
+    return text if longest is None or len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def context(entry: dict[str, Any], width: int = 60) -> str:

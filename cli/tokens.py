@@ -1,13 +1,13 @@
 """`neuronlake tokens` and `neurons`: the tokens that a neuron fires on, and the neurons that fire on tokens."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from neuronlake.cli.analyse import context
+from neuronlake.cli.analyse import context, context_width, print_tokens
 from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
 from neuronlake.cli.questions import open_for_question, parse_where, progress_bar
 from neuronlake.store import InputError, Lake
@@ -136,18 +136,10 @@ def _tokens(options: argparse.Namespace) -> int:
     if not described:
         console.print("no token")
         return 0
-    _print_tokens(described, options.labels)
+    print_tokens(described, options.labels, rows=True)
     if found.total > len(described):
         messages().print(f"{len(described):,} of {found.total:,} tokens: --limit N shows more, --out FILE writes all")
     return 0
-
-
-def _print_tokens(described: list[dict[str, Any]], labels: list[str]) -> None:
-    grid = table(">value", ">row", *labels, "context")
-    for entry in described:
-        shown = (escape(str(entry["labels"][label] or "–")) for label in labels)
-        grid.add_row(number(entry["value"]), str(entry["row"]), *shown, context(entry))
-    output().print(grid)
 
 
 def _write_tokens(lake: Lake, found: "TokensBeyond", path: Path, labels: list[str], neuron: str) -> None:
@@ -187,7 +179,7 @@ def _add_neurons(commands: Any) -> None:
         "list the neurons that fire on a token, or on some tokens more than on all others",
         "neuronlake neurons my.lake --row 4711                     # the strongest of one token\n"
         "neuronlake neurons my.lake --form dog                     # mean on 'dog' against all words, in deviations\n"
-        "neuronlake neurons my.lake --form dog --score hits        # among the 32 strongest of how many of its tokens\n"
+        "neuronlake neurons my.lake --form dog --score hits        # how often among the 32 strongest of a token\n"
         "neuronlake neurons my.lake --where \"upos='VERB' AND Tense='Past'\" --layer 12 --json",
     )
     add_lake(parser)
@@ -199,7 +191,7 @@ def _add_neurons(commands: Any) -> None:
         choices=("strongest", "difference", "hits"),
         help="strongest: by magnitude, of one token (default for one --row); difference: (mean on the tokens − mean on all "
         "words) / standard deviation on all words (default otherwise; takes a pass over the lake, once); hits: "
-        "in how many of the tokens a neuron is among the 32 strongest",
+        "in how many of the tokens a neuron is among the 32 strongest, against the share of all tokens (index only)",
     )
     parser.add_argument("--no-keep", action="store_true", help="neither use nor keep results in the lake")
     parser.set_defaults(run=_neurons)
@@ -220,7 +212,8 @@ def _neurons(options: argparse.Namespace) -> int:
             raise InputError(f"--score strongest is of one token, got {tokens.count}: take difference or hits")
         found = strongest_neurons(lake, int(tokens.rows[0]), options.top, layers=layers)
     else:
-        with progress_bar("statistics of all words") as report:
+        passes = progress_bar("statistics of all words") if score == "difference" else nullcontext(None)
+        with passes as report:
             found = firing_neurons(
                 lake, tokens, options.top, score=score, layers=layers, keep=not options.no_keep, progress=report
             )
@@ -247,8 +240,9 @@ def _examples(lake: Lake, tokens: "ChosenRows") -> list[dict[str, Any]]:
 
 def _print_neurons(count: int, score: str, examples: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
     console = output()
+    width = context_width(console, examples, 11)
     for entry in examples:
-        console.print(f"{entry['row']:>9}  {context(entry)}")
+        console.print(f"{entry['row']:>9}  {context(entry, width)}")
     if count > len(examples):
         console.print(f"… {count:,} tokens in all")
     console.print()
@@ -261,9 +255,11 @@ def _neuron_table(score: str, found: list[dict[str, Any]]) -> Table:
         for entry in found:
             grid.add_row(entry["name"], number(entry["value"]))
     elif score == "hits":
-        grid = table("neuron", ">hits", ">share", ">mean")
+        grid = table("neuron", ">hits", ">share", ">share of all tokens", ">mean")
         for entry in found:
-            grid.add_row(entry["name"], f"{entry['hits']:,}", number(entry["share"]), number(entry["mean"]))
+            grid.add_row(
+                entry["name"], f"{entry['hits']:,}", *(number(entry[name]) for name in ("share", "share_all", "mean"))
+            )
     else:
         grid = table("neuron", ">difference", ">mean", ">mean of all words", ">deviation")
         for entry in found:

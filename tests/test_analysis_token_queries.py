@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_lake import PADDING, SPECIAL, MemoryLake
-from query_lakes import NEURONS, ROWS, flags, lakes_of, stored
+from query_lakes import NEURONS, ROWS, flags, lakes_of, make_lake, stored
 
 from neuronlake.analysis import (
     choose_tokens,
@@ -238,12 +238,19 @@ def test_firing_equals_brute_force(lakes, data):
     places = np.arange(2 * NEURONS) if layer is None else layer * NEURONS + np.arange(NEURONS)
     layers = None if layer is None else [layer]
 
-    hits = Counter(np.concatenate([strongest_of(line, STRONGEST) for line in values[mask]]).tolist())
-    expected = sorted((place for place in places.tolist() if hits[place]), key=lambda place: (-hits[place], place))[:15]
+    hits, everywhere = (
+        Counter(np.concatenate([strongest_of(line, STRONGEST) for line in values[of]]).tolist())
+        for of in (mask, mask_of(lake, None, special=False))
+    )
+    share = {place: hits[place] / mask.sum() for place in places.tolist()}
+    share_all = {place: everywhere[place] / mask_of(lake, None, special=False).sum() for place in places.tolist()}
+    expected = [place for place in places.tolist() if hits[place]]
+    expected = sorted(expected, key=lambda place: (share_all[place] - share[place], place))[:15]
     found = firing_neurons(lake, tokens, 15, score="hits", layers=layers)
     assert [entry["layer"] * NEURONS + entry["neuron"] for entry in found] == expected
     assert [entry["hits"] for entry in found] == [hits[place] for place in expected]
-    assert [entry["share"] for entry in found] == [hits[place] / mask.sum() for place in expected]
+    assert [entry["share"] for entry in found] == [share[place] for place in expected]
+    assert [entry["share_all"] for entry in found] == [share_all[place] for place in expected]
     np.testing.assert_allclose(
         [entry["mean"] for entry in found], values[mask][:, expected].mean(axis=0), rtol=1e-12, atol=1e-12
     )
@@ -325,6 +332,15 @@ def test_damaged_lists_cost_time_only(lakes, tmp_path):
 def test_refusals(lakes, ask, said):
     with pytest.raises(InputError, match=said):
         ask(lakes[1])
+
+
+def test_a_lake_without_blocks(tmp_path):
+    lake = make_lake(tmp_path / "a.lake", encoding="float16", seed=1, blocks=[])
+    with pytest.raises(InputError, match="has no committed block yet"):
+        choose_tokens(lake, sentence=1)
+    assert tokens_above(lake, 0, 1, 0.0).total == 0
+    assert tokens_above(lake, 0, 1, 0.0, special=True, per_document=1).total == 0
+    assert find_weighted(lake, {(0, 1): 1.0}, 5, special=True, per_document=1).lines.tolist() == []
 
 
 def test_a_row_that_is_not_extracted(lakes):
