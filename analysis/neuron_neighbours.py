@@ -154,8 +154,9 @@ def _alike(lake: Lake, sketch: Sketch, own: int, count: int) -> NDArray[np.int64
     parts = map_ordered(lambda place: np.abs(sketch.unit_vectors(place) @ query), range(len(lake.layers)))
     strength = np.concatenate(list(parts))
     strength[own] = -1
-    few = np.argpartition(-strength, min(count, len(strength) - 1))[:count].astype(np.int64)
-    return few[few != own]  # where all are asked for
+    few: NDArray[np.int64] = np.argpartition(-strength, min(count, len(strength) - 1))[:count].astype(np.int64)
+    others: NDArray[np.int64] = few[few != own]  # it is among them where all are asked for
+    return others
 
 
 def _nearest_profiles(lake: Lake, own: int, k: int, label: str, site: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
