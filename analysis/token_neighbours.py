@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.analysis.chosen_tokens import locate_rows
 from neuronlake.analysis.queries import describe_lines
 from neuronlake.analysis.sketch import ordinary_rows
 from neuronlake.analysis.source import DEFAULT_SITE, choose_layers
@@ -13,7 +14,7 @@ from neuronlake.analysis.token_vectors import Standard, VectorIndex, standard_of
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
-from neuronlake.store.tables import PADDING, SPECIAL
+from neuronlake.store.tables import SPECIAL
 
 INDEXED = 20_000
 """With fewer tokens in a layer everything is compared: an index would save nothing."""
@@ -66,7 +67,9 @@ def similar_tokens(
         When the row or layer does not exist, the row is special or padding, or `k` is below 1.
     """
     choose_layers(lake, [layer])
-    _check(lake, row)
+    (flags,) = (flags for _, flags in locate_rows(lake, [row]).values())
+    if flags[0] & SPECIAL:
+        raise InputError(f"row {row} is a special token: give the row of a token of the text (`top --json` shows rows)")
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     tokens = lake.plan.counts.get("tokens", 0)
@@ -113,16 +116,3 @@ def _scan(
 
     parts = list(map_ordered(best, lake.blocks, ahead=1))
     return np.concatenate([rows for rows, _ in parts]), np.concatenate([cosines for _, cosines in parts])
-
-
-def _check(lake: Lake, row: int) -> None:
-    block, inside = divmod(row, lake.block_rows)
-    if block not in lake.blocks:
-        valid = (
-            f"rows of committed blocks, {lake.blocks[0] * lake.block_rows} to {(lake.blocks[-1] + 1) * lake.block_rows - 1}"
-        )
-        raise InputError(f"no row {row} in {lake.path}: valid are {valid}")
-    flags = lake.read_table("plan", block, ["flags"]).column("flags").to_numpy()
-    if flags[inside] & (SPECIAL | PADDING):
-        kind = "a special token" if flags[inside] & SPECIAL else "padding"
-        raise InputError(f"row {row} is {kind}: give the row of a token of the text (`neuronlake top … --json` shows rows)")
