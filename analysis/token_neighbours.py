@@ -18,7 +18,8 @@ from neuronlake.store.tables import SPECIAL
 
 INDEXED = 20_000
 """With fewer tokens in a layer everything is compared: an index would save nothing."""
-_CANDIDATES_EACH = 10
+CANDIDATES_EACH = 10
+"""Tokens whose cosine is computed for every one that is wanted."""
 _Progress = Callable[[int, int], None]
 
 
@@ -76,11 +77,11 @@ def similar_tokens(
     if exact or tokens < INDEXED:
         standard = standard_of(lake, layer, site=site)
         query = standard.unit(lake.read(layer=layer, rows=[row], site=site))
-        rows, cosines = _scan(lake, layer, standard, query[0], k + 1, site)
+        rows, cosines = nearest_of_all(lake, layer, standard, query[0], k + 1, site)
     else:
         index = vector_index(lake, layer, site=site, progress=progress)
         query = index.standard.unit(lake.read(layer=layer, rows=[row], site=site))
-        rows, cosines = nearest(lake, layer, index, query, _CANDIDATES_EACH * k, site)
+        rows, cosines = nearest(lake, layer, index, query, CANDIDATES_EACH * k, site)
     if not query.any():
         raise InputError(f"row {row} of layer {layer} holds nothing but means: no token is like it")
     keep = rows != row
@@ -103,7 +104,7 @@ def nearest(
     return rows, unit @ query[0]
 
 
-def _scan(
+def nearest_of_all(
     lake: Lake, layer: int, standard: Standard, query: NDArray[np.float32], k: int, site: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k rows of largest cosine, and the cosines, of all ordinary tokens."""
