@@ -59,7 +59,8 @@ def top_tokens(
     Returns
     -------
     list of dict
-        rank (from 1), row, value, token, context, document, sentence, special and, if asked for, labels. `token` is the
+        rank (from 1), row, value, token, start, context, document, sentence, special and, if asked for, labels. `start` is
+        where the token begins in the sentence (and its « in the context), in code points; `token` is the
         text the token covers and `context` its sentence with the token between « and »; a special token has none
         (``""``) and is flagged, its context is the bare sentence.
 
@@ -141,6 +142,7 @@ def _describe(
             "row": token["row"],
             "value": float(value),
             "token": "" if special else text[start:end],
+            "start": None if special else start,
             "context": text if special else f"{text[:start]}{_MARKS[0]}{text[start:end]}{_MARKS[1]}{text[end:]}",
             "document": token["document"],
             "sentence": token["sentence"],
