@@ -25,7 +25,8 @@ from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statist
 from neuronlake.analysis.execute import Progress, run_all
 from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
 from neuronlake.analysis.histogram import Binning
-from neuronlake.analysis.labels import MIN_TOKENS
+from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, added_labels
+from neuronlake.analysis.source import LakeSource
 from neuronlake.store.arrays import create_array
 from neuronlake.store.commits import commit_checksum
 from neuronlake.store.errors import DamageError, StorageError
@@ -48,13 +49,20 @@ class StatisticsKey:
     """Fingerprint."""
     site: str
     labels: Mapping[str, Any]
-    """by, where, subword, shift."""
+    """by, where, subword, shift; where it uses columns that were added later, ``added``: their label sets' identities."""
     folds: int
     basic: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {**self.__dict__, "labels": dict(self.labels), "version": VERSION}
+
+    @classmethod
+    def of(cls, source: LakeSource, request: LabelRequest, *, site: str, folds: int, basic: bool) -> "StatisticsKey":
+        """Return the key of a question to a lake as it is now."""
+        added = added_labels(source, request)
+        labels = {**request.as_dict(), **({"added": added} if added else {})}
+        return cls(lake=source.fingerprint, site=site, labels=labels, folds=folds, basic=basic)
 
     @property
     def name(self) -> str:
@@ -287,6 +295,18 @@ def result_name(key: StatisticsKey, blocks: Mapping[int, str]) -> str:
     """Folder name of a result that covers these blocks."""
     text = json.dumps(sorted(blocks.items()))
     return f"{key.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def discard_of_labels(root: Path, identity: str) -> list[str]:
+    """Remove the results that rest on a label set, and return their names: without it they are never used again."""
+    found = []
+    for name in kept_results(root):
+        with suppress(DamageError):
+            added = kept_record(root, name)["key"]["labels"].get("added", {})
+            if identity in added.values():
+                discard(root, name)
+                found.append(name)
+    return found
 
 
 def discard_others(lake: Lake, key: StatisticsKey, name: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from neuronlake.store import InputError, open_lake
+from neuronlake.store import DamageError, InputError, open_lake
 from neuronlake.store.writer import Tap
 
 _DEFAULT = "upos"
@@ -38,11 +38,11 @@ class Gathering:
 
         if self._label == "none":
             return None
-        if self._label is None and _DEFAULT not in open_lake(lake).label_columns:
-            return None
         try:
+            if self._label is None and _DEFAULT not in open_lake(lake).label_columns:
+                return None
             self._builder = StatisticsBuilder(lake, self._label or _DEFAULT)
-        except InputError as error:
+        except (InputError, DamageError) as error:  # labels that were added later may be damaged: blocks need none
             if self._label is not None:
                 raise
             self._say(f"no statistics on the way ({error}); the first question computes them")

@@ -13,6 +13,7 @@ import neuronlake.cli.extract
 import neuronlake.cli.importing
 import neuronlake.cli.index
 import neuronlake.cli.inspect
+import neuronlake.cli.label
 import neuronlake.cli.plot
 import neuronlake.cli.statistics
 from neuronlake.store.errors import NeuronlakeError
@@ -52,6 +53,7 @@ def build_parser() -> Parser:
         neuronlake.cli.extract,
         neuronlake.cli.importing,
         neuronlake.cli.index,
+        neuronlake.cli.label,
         neuronlake.cli.inspect,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,

@@ -150,8 +150,8 @@ def kept_record(root: Path, name: str, *, kept: str = STATISTICS, full: bool = F
     return record
 
 
-def discard(root: Path, name: str, *, kept: str = STATISTICS) -> None:
-    """Remove a result: at once for readers, then from the disk.
+def discard(root: Path, name: str, *, kept: str = STATISTICS, sync: bool = False) -> None:
+    """Remove a result: at once for readers, then from the disk. With `sync`, a power cut brings back all of it or nothing.
 
     Raises
     ------
@@ -162,6 +162,8 @@ def discard(root: Path, name: str, *, kept: str = STATISTICS) -> None:
     aside = folder.with_name(temporary_name(name))
     try:
         folder.rename(aside)
+        if sync:
+            sync_folder(folder.parent)
         shutil.rmtree(aside)
     except FileNotFoundError:  # somebody else did
         return
