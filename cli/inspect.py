@@ -78,6 +78,7 @@ def _info(options: argparse.Namespace) -> int:
         "bytes": stored,
         "bytes_per_value": stored / values if values else None,
         "labels": list(lake.label_columns),
+        "label_sets": {labels.name: list(labels.columns) for labels in lake.label_sets},
     }
     if options.json:
         print_json(record)
@@ -94,6 +95,7 @@ def _info(options: argparse.Namespace) -> int:
         else "nothing yet",
         "blocks": f"{len(lake.blocks)} of {lake.plan.blocks} committed, {lake.block_rows:,} rows each",
         "labels": ", ".join(lake.label_columns),
+        **({"added": ", ".join(record["label_sets"])} if record["label_sets"] else {}),
         "fingerprint": lake.fingerprint[:16],
     }
     console = output()

@@ -145,7 +145,7 @@ def _source(labels: "LabelSet") -> str:
     if source["kind"] == "spacy":
         return f"{source['pipeline']} {source['version']}, spaCy {source['spacy']}"
     names = [file["name"] for file in source["files"]]
-    return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+    return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}" or "a table in memory"
 
 
 def _remove(options: argparse.Namespace) -> int:

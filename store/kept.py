@@ -79,13 +79,13 @@ def publish(folder: Path, name: str, record: dict[str, Any], *, sync: bool = Fal
         write_record(folder, record, sync=sync)
         if not target.exists():
             folder.rename(target)
-            if sync:
-                sync_folder(target.parent)
-                sync_folder(target.parent.parent)
     except OSError as error:
         if target.exists():  # somebody else was faster
             return target
         raise storage_error(error, target, "write") from error
+    if sync:
+        sync_folder(target.parent)
+        sync_folder(target.parent.parent)
     return target
 
 

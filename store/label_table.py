@@ -29,7 +29,11 @@ _FORM = "form"
 
 
 def label_from_table(
-    root: str | Path, path: str | Path, settings: LabelSettings | None = None, *, progress: Progress | None = None
+    root: str | Path,
+    table: str | Path | pa.Table,
+    settings: LabelSettings | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> LabelSet:
     """Add the columns of a table to a lake as labels of its words or rows.
 
@@ -42,8 +46,8 @@ def label_from_table(
     ----------
     root
         The lake. Its blocks need not be extracted.
-    path
-        ``*.parquet``, ``*.csv``, ``*.tsv`` or ``*.jsonl``.
+    table
+        A file ``*.parquet``, ``*.csv``, ``*.tsv`` or ``*.jsonl``, or an Arrow table (``pyarrow.Table.from_pandas(frame)``).
     settings
         Names.
     progress
@@ -57,17 +61,18 @@ def label_from_table(
     StorageError
         When the file system refuses.
     """
-    root, path, settings = Path(root), Path(path), settings or LabelSettings()
+    root, settings = Path(root), settings or LabelSettings()
+    path = None if isinstance(table, pa.Table) else Path(table)
     with labelling(root) as lake:
-        table = read_token_table(path)
-        name = set_name(lake, settings, path.stem)
-        lines = _Lines(lake, path, table, settings)
+        name = set_name(lake, settings, "table" if path is None else path.stem)
+        lines = _Lines(lake, str(path or "the table"), table if path is None else read_token_table(path), settings)
+        files = [] if path is None else [{"name": path.name, "sha256": file_sha256(path)}]
         return add_label_set(
             lake,
             name,
             lines.blocks(),
             settings=settings,
-            source={"kind": "table", "files": [{"name": path.name, "sha256": file_sha256(path)}]},
+            source={"kind": "table", "files": files},
             of=lines.of,
             progress=progress,
         )
@@ -90,7 +95,7 @@ class _Scattered:
 class _Lines:
     """The table's lines, brought to the lake's words or rows."""
 
-    def __init__(self, lake: Lake, path: Path, table: pa.Table, settings: LabelSettings):
+    def __init__(self, lake: Lake, path: str, table: pa.Table, settings: LabelSettings):
         self._lake, self._path = lake, path
         names = table.column_names
         if {"word", "row"} <= set(names):
@@ -195,7 +200,7 @@ class _Lines:
             )
 
 
-def _whole_numbers(column: pa.ChunkedArray, name: str, path: Path) -> NDArray[np.int64]:
+def _whole_numbers(column: pa.ChunkedArray, name: str, path: str) -> NDArray[np.int64]:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     try:
