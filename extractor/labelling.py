@@ -32,6 +32,21 @@ class _Planned(NamedTuple):
     ends: list[int]
 
 
+class _Columns(dict[str, list[str | None]]):
+    """Label columns of a block, each begun when its first label comes."""
+
+    def __init__(self, words: int):
+        super().__init__()
+        self._words = words
+
+    def __missing__(self, name: str) -> list[str | None]:
+        self[name] = [None] * self._words
+        return self[name]
+
+    def arrays(self) -> dict[str, pa.Array]:
+        return {name: pa.array(self[name], pa.string()) for name in sorted(self)}
+
+
 def label_with_spacy(
     root: str | Path, pipeline: str, settings: LabelSettings | None = None, *, progress: Progress | None = None
 ) -> LabelSet:
@@ -112,7 +127,7 @@ def _tagged(lake: Lake, nlp: Any, pipeline: str) -> Iterator[dict[str, pa.Array]
 
     for block in range(lake.plan.blocks):
         words, sentences = _planned(lake, block)
-        found: dict[str, list[str | None]] = {}
+        found = _Columns(words)
         texts = (doc_of(sentence) for sentence in sentences if any(sentence.forms))
         for doc, lines in nlp.pipe(texts, as_tuples=True, batch_size=BATCH_SIZE):
             if len(doc) != len(lines):
@@ -122,8 +137,8 @@ def _tagged(lake: Lake, nlp: Any, pipeline: str) -> Iterator[dict[str, pa.Array]
                 )
             for line, token in zip(lines, doc, strict=True):
                 for name, value in labels_of(token).items():
-                    found.setdefault(name, [None] * words)[line] = value
-        yield _arrays(found)
+                    found[name][line] = value
+        yield found.arrays()
 
 
 def _aligned(lake: Lake, corpus: ConlluCorpus) -> Iterator[dict[str, pa.Array]]:
@@ -131,7 +146,7 @@ def _aligned(lake: Lake, corpus: ConlluCorpus) -> Iterator[dict[str, pa.Array]]:
     given, done, files = corpus.sentences(), 0, [file["name"] for file in corpus.identity()["files"]]
     for block in range(lake.plan.blocks):
         words, sentences = _planned(lake, block)
-        found: dict[str, list[str | None]] = {}
+        found = _Columns(words)
         for sentence in sentences:
             theirs = next(given, None)
             if theirs is None:
@@ -143,8 +158,8 @@ def _aligned(lake: Lake, corpus: ConlluCorpus) -> Iterator[dict[str, pa.Array]]:
             _compare(lake, sentence, theirs, done)
             for place, word in enumerate(theirs.words, sentence.first):
                 for name, value in word.labels.items():
-                    found.setdefault(name, [None] * words)[place] = value
-        yield _arrays(found)
+                    found[name][place] = value
+        yield found.arrays()
     if (more := next(given, None)) is not None:
         raise InputError(
             f"{more.place}: sentence {more.name!r} comes after the {done} sentences of {lake.path}: expected the end, as "
@@ -183,7 +198,3 @@ def _planned(lake: Lake, block: int) -> tuple[int, list[_Planned]]:
         )
         for first, last in pairwise(bounds)
     ]
-
-
-def _arrays(columns: dict[str, list[str | None]]) -> dict[str, pa.Array]:
-    return {name: pa.array(values, pa.string()) for name, values in sorted(columns.items())}
