@@ -129,7 +129,7 @@ def add_label_set(
     with _staged(lake.path, name) as folder:
         for block, given in zip(range(lake.plan.blocks), blocks, strict=True):
             path = layout.table_path(unit.table, block)
-            lines = lake.read_table(unit.table, block, [*unit.content, "flags"])
+            lines = lake.read_table(unit.table, block, [*unit.content, *(["flags"] if of == "rows" else [])])
             table = lines.select([unit.key])
             for column, label in names.take(given).items():
                 if len(given[column]) != lines.num_rows:
@@ -141,7 +141,7 @@ def add_label_set(
                     table = table.append_column(label, values.cast(tables.LABEL_TYPE))
             _write(folder / label_file(block), tables.to_parquet(table))
             told.append({"path": path, "xxh3": lake.plan.files[path].xxh3, "content": content_digest(lines, unit)})
-            done += _used(lines)
+            done += lines.num_rows if of == "words" else _tokens(lines)
             if progress is not None:
                 progress(done, total)
         names.check_all_found()
@@ -234,8 +234,6 @@ def _write(path: Path, data: bytes) -> None:
         raise storage_error(error, path, "write") from error
 
 
-def _used(lines: pa.Table) -> int:
-    """Lines that are no padding."""
-    if "flags" not in lines.column_names:
-        return int(lines.num_rows)
-    return int(np.count_nonzero(lines.column("flags").to_numpy() != tables.PADDING))
+def _tokens(rows: pa.Table) -> int:
+    """Rows that are no padding."""
+    return int(np.count_nonzero(rows.column("flags").to_numpy() != tables.PADDING))
