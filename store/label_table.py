@@ -138,8 +138,8 @@ class _Lines:
             first = last
         if self._key is None and self._table_lines > first:
             raise InputError(
-                f"{self._path} has {self._table_lines} lines, {self._lake.path} {first} words: expected one line per word; "
-                "nothing was added"
+                f"{self._path} has {self._table_lines} records, {self._lake.path} {first} words: expected one record per "
+                "word; nothing was added"
             )
 
     def _places(self, table: pa.Table) -> NDArray[np.int64]:
@@ -152,7 +152,7 @@ class _Lines:
         outside = np.flatnonzero((numbers < 0) | (numbers >= count))
         if len(outside):
             raise InputError(
-                f"{self._path}: line {outside[0] + 1} is of {self._key} {numbers[outside[0]]}, {lake.path} has "
+                f"{self._path}: record {outside[0] + 1} is of {self._key} {numbers[outside[0]]}, {lake.path} has "
                 f"{self._key}s 0 to {count - 1}; nothing was added"
             )
         lines = np.full(count, -1, dtype=np.int64)
@@ -161,7 +161,7 @@ class _Lines:
         if len(again):
             number = numbers[again[0]]
             raise InputError(
-                f"{self._path}: {self._key} {number} occurs twice, in lines {lines[number] + 1} and {again[0] + 1}; "
+                f"{self._path}: {self._key} {number} occurs twice, in records {lines[number] + 1} and {again[0] + 1}; "
                 "nothing was added"
             )
         return lines
@@ -181,12 +181,12 @@ class _Lines:
         expected = f"expected {planned[place].as_py()!r} as in {self._lake.path}"
         if not listed[place]:
             raise InputError(
-                f"{self._path} ends after {self._table_lines} lines at word {word}: {expected}, one line per word; "
+                f"{self._path} ends after {self._table_lines} records at word {word}: {expected}, one record per word; "
                 "nothing was added"
             )
         got = theirs[place].as_py()
         raise InputError(
-            f"{self._path}: line {self._lines.line[word] + 1} has another form of word {word}: {expected}, "
+            f"{self._path}: record {self._lines.line[word] + 1} has another form of word {word}: {expected}, "
             f"got {'none' if got is None else repr(got)}; nothing was added"
         )
 
@@ -195,7 +195,7 @@ class _Lines:
         padding = np.flatnonzero((flags == PADDING) & (line >= 0))
         if len(padding):
             raise InputError(
-                f"{self._path}: line {line[padding[0]] + 1} is of row {first + padding[0]}, which is padding in "
+                f"{self._path}: record {line[padding[0]] + 1} is of row {first + padding[0]}, which is padding in "
                 f"{self._lake.path}: it has no token; nothing was added"
             )
 
@@ -208,11 +208,11 @@ def _whole_numbers(column: pa.ChunkedArray, name: str, path: str) -> NDArray[np.
     except pa.ArrowException:
         line, value = _first_wrong(column.to_pylist())
         raise InputError(
-            f"{path}: line {line + 1} has {name} {value!r}, expected a whole number; nothing was added"
+            f"{path}: record {line + 1} has {name} {value!r}, expected a whole number; nothing was added"
         ) from None
     if numbers.null_count:
         line = pc.index(pc.is_null(numbers), True).as_py()
-        raise InputError(f"{path}: line {line + 1} has no {name}, expected a whole number; nothing was added")
+        raise InputError(f"{path}: record {line + 1} has no {name}, expected a whole number; nothing was added")
     values: NDArray[np.int64] = numbers.to_numpy()
     return values
 
