@@ -9,24 +9,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neuronlake.analysis.building import StatisticsBuilder
+    from neuronlake.analysis.chosen_tokens import choose_tokens
     from neuronlake.analysis.correlation import coactivation
+    from neuronlake.analysis.describe import describe_neuron
     from neuronlake.analysis.features import FeatureSet
     from neuronlake.analysis.figure_histogram import neuron_histogram
     from neuronlake.analysis.figure_volcano import volcano
     from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
+    from neuronlake.analysis.firing import firing_neurons, strongest_neurons
     from neuronlake.analysis.labels import LabelRequest, LabelVector, token_labels
     from neuronlake.analysis.neuron import neuron_name, parse_neuron
+    from neuronlake.analysis.neuron_columns import column_table, write_columns
+    from neuronlake.analysis.neuron_neighbours import neighbours
     from neuronlake.analysis.permutation import permutation_test
     from neuronlake.analysis.probes import ProbeResult, probe
-    from neuronlake.analysis.queries import top_tokens
+    from neuronlake.analysis.queries import describe_lines, top_tokens
     from neuronlake.analysis.rankers import RANKERS, Ranker
     from neuronlake.analysis.ranking import rank, score
+    from neuronlake.analysis.redundancy import redundancy_clusters
     from neuronlake.analysis.refinement import refine
     from neuronlake.analysis.selective import SharedCategories, language_classes, lape
     from neuronlake.analysis.significance import benjamini_hochberg
     from neuronlake.analysis.source import LakeSource
     from neuronlake.analysis.splits import Split, split_documents
     from neuronlake.analysis.statistics import compute_several, compute_statistics
+    from neuronlake.analysis.tag_building import TagListsBuilder, complete_tag_lists
+    from neuronlake.analysis.textualization import textualize
+    from neuronlake.analysis.threshold import TokensBeyond, tokens_above
+    from neuronlake.analysis.token_neighbours import similar_tokens
+    from neuronlake.analysis.token_rows import token_activations, write_token_activations
+    from neuronlake.analysis.weighted import parse_weights, top_tokens_weighted
+    from neuronlake.analysis.weights import output_vectors, vocabulary
 
 __all__ = [
     "RANKERS",
@@ -39,79 +52,83 @@ __all__ = [
     "SharedCategories",
     "Split",
     "StatisticsBuilder",
+    "TagListsBuilder",
+    "TokensBeyond",
     "benjamini_hochberg",
+    "choose_tokens",
     "coactivation",
+    "column_table",
+    "complete_tag_lists",
     "compute_several",
     "compute_statistics",
+    "describe_lines",
+    "describe_neuron",
+    "firing_neurons",
     "language_classes",
     "lape",
     "layer_class_counts",
     "layer_tag_heatmap",
+    "neighbours",
     "neuron_histogram",
     "neuron_name",
+    "output_vectors",
     "parse_neuron",
+    "parse_weights",
     "permutation_test",
     "probe",
     "rank",
+    "redundancy_clusters",
     "refine",
     "score",
+    "similar_tokens",
     "split_documents",
+    "strongest_neurons",
     "tag_bars",
+    "textualize",
+    "token_activations",
     "token_labels",
+    "tokens_above",
     "top_tokens",
+    "top_tokens_weighted",
+    "vocabulary",
     "volcano",
+    "write_columns",
+    "write_token_activations",
 ]
 
 _HOMES = {
     "building": ("StatisticsBuilder",),
+    "chosen_tokens": ("choose_tokens",),
     "correlation": ("coactivation",),
+    "describe": ("describe_neuron",),
     "features": ("FeatureSet",),
     "figure_histogram": ("neuron_histogram",),
     "figure_volcano": ("volcano",),
-    "figures": (
-        "layer_class_counts",
-        "layer_tag_heatmap",
-        "tag_bars",
-    ),
-    "labels": (
-        "LabelRequest",
-        "LabelVector",
-        "token_labels",
-    ),
-    "neuron": (
-        "neuron_name",
-        "parse_neuron",
-    ),
+    "figures": ("layer_class_counts", "layer_tag_heatmap", "tag_bars"),
+    "firing": ("firing_neurons", "strongest_neurons"),
+    "labels": ("LabelRequest", "LabelVector", "token_labels"),
+    "neuron": ("neuron_name", "parse_neuron"),
+    "neuron_columns": ("column_table", "write_columns"),
+    "neuron_neighbours": ("neighbours",),
     "permutation": ("permutation_test",),
-    "probes": (
-        "ProbeResult",
-        "probe",
-    ),
-    "queries": ("top_tokens",),
-    "rankers": (
-        "RANKERS",
-        "Ranker",
-    ),
-    "ranking": (
-        "rank",
-        "score",
-    ),
+    "probes": ("ProbeResult", "probe"),
+    "queries": ("describe_lines", "top_tokens"),
+    "rankers": ("RANKERS", "Ranker"),
+    "ranking": ("rank", "score"),
+    "redundancy": ("redundancy_clusters",),
     "refinement": ("refine",),
-    "selective": (
-        "SharedCategories",
-        "language_classes",
-        "lape",
-    ),
+    "selective": ("SharedCategories", "language_classes", "lape"),
     "significance": ("benjamini_hochberg",),
     "source": ("LakeSource",),
-    "splits": (
-        "Split",
-        "split_documents",
-    ),
-    "statistics": (
-        "compute_several",
-        "compute_statistics",
-    ),
+    "splits": ("Split", "split_documents"),
+    "statistics": ("compute_several", "compute_statistics"),
+    "tag_building": ("TagListsBuilder", "complete_tag_lists"),
+    "textualization": ("textualize",),
+    "threshold": ("TokensBeyond", "tokens_above"),
+    "token_neighbours": ("similar_tokens",),
+    "token_rows": ("token_activations", "write_token_activations"),
+    "weighted": ("parse_weights", "top_tokens_weighted"),
+    "weights": ("output_vectors", "vocabulary"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -106,7 +106,7 @@ class StatisticsBuilder:
     def _check_memory(self, lake: Lake, max_bytes: int | None) -> None:
         neuron = len(self.tags) * (FOLDS * _MOMENT_BYTES + BINS * np.dtype(np.uint32).itemsize)
         needed = neuron * lake.neurons * len(lake.layers)
-        allowed = _free_memory() // _MEMORY_SHARE if max_bytes is None else max_bytes
+        allowed = free_memory_share() if max_bytes is None else max_bytes
         if needed > allowed:
             raise InputError(
                 f"gathering statistics of {self._by!r} while extracting takes {needed / 1e9:.1f} GB, at most "
@@ -126,5 +126,6 @@ def _kept_bins(lake: Lake, by: str) -> tuple[str | None, NDArray[np.int16] | Non
         return None, None
 
 
-def _free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def free_memory_share() -> int:
+    """Bytes that what is gathered on the way of an extraction may take."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE

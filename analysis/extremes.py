@@ -3,7 +3,8 @@
 The index lists the highest tokens of every block. What a block does not list is not above its last entry, and not before it
 among equal values: a bound. A block is read only while its bound comes before the last token of the answer, the block with
 the highest bound first, since what it holds may close the others. This is the threshold algorithm of Fagin, Lotem and Naor
-("Optimal aggregation algorithms for middleware", 2003) with one list per block.
+("Optimal aggregation algorithms for middleware", 2003) with one list per block. Lists per tag, where a label has them, bound
+in the same way what a filter passes: all its tokens of a block have tags, and what their lists lack comes after their ends.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.source import LakeSource
+from neuronlake.store.errors import DamageError
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered, usable_cpus
 from neuronlake.store.tables import PADDING, SPECIAL
+from neuronlake.store.tag_lists import TagLists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,11 @@ class _Search:
         if isinstance(source, Lake):
             self._take_lists(source, bottom=bottom)
         if eligible is not None:
+            keep = eligible[self._lines]
+            self._lines, self._values = self._lines[keep], self._values[keep]
+            if isinstance(source, Lake):
+                for lists in source.index(site).tag_lists:
+                    self._take_tag_lists(source, lists, eligible, bottom=bottom)
             self._close_what_is_known(eligible)
 
     def best(self, k: int, cap: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None) -> NDArray[np.int64]:
@@ -139,10 +147,36 @@ class _Search:
         self._bound_line[position] = np.take_along_axis(lines, last, 1)[:, 0]
         self._lines, self._values = lines[used], values[used]
 
+    def _take_tag_lists(self, lake: Lake, lists: TagLists, eligible: NDArray[np.bool_], *, bottom: bool) -> None:
+        """Add what the lists of a label know of the tokens that count, and lower the bounds of the blocks they cover."""
+        try:
+            tags = lists.row_tags(lake.blocks, self._rows)
+            rows, values = lists.extremes(lake.layers.index(self._layer), self._neuron, bottom=bottom)
+        except DamageError:  # then nothing is known
+            return
+        count, size = len(self._bound), rows.shape[1]
+        lines = _lines_of(rows, lake)
+        # which tags are among the tokens of a block that count; the last place is for tokens without a tag
+        inside = np.flatnonzero(eligible)
+        place = inside // self._rows * (len(lists.tags) + 1) + tags[inside].astype(np.int64) % (len(lists.tags) + 1)
+        present = np.bincount(place, minlength=count * (len(lists.tags) + 1)).reshape(count, -1) > 0
+        used = np.arange(size) < np.minimum(lists.count, size)[:, None]
+        known, known_values = lines[used], values[used] * self._sign
+        keep = eligible[known]
+        self._lines, first = np.unique(np.concatenate([self._lines, known[keep]]), return_index=True)
+        self._values = np.concatenate([self._values, known_values[keep]])[first]
+        # a tag's bound is the end of its list; a block's the highest of its tags
+        bound = np.where(lists.count > size, values[:, -1] * self._sign, -np.inf).astype(np.float32)
+        highest = np.lexsort((lines[:, -1], -bound))
+        chosen = highest[np.argmax(present[:, highest], axis=1)]
+        tagged = present[:, :-1].any(axis=1) & ~present[:, -1]
+        lower = tagged & (
+            (bound[chosen] < self._bound) | ((bound[chosen] == self._bound) & (lines[chosen, -1] > self._bound_line))
+        )
+        self._bound[lower], self._bound_line[lower] = bound[chosen][lower], lines[chosen, -1][lower]
+
     def _close_what_is_known(self, eligible: NDArray[np.bool_]) -> None:
-        """Leave out what does not count, and close the blocks of which everything that counts is known."""
-        keep = eligible[self._lines]
-        self._lines, self._values = self._lines[keep], self._values[keep]
+        """Close the blocks of which everything that counts is known."""
         count = len(self._bound)
         known = np.bincount(self._lines // self._rows, minlength=count)
         wanted = np.add.reduceat(eligible, np.arange(0, count * self._rows, self._rows)) if count else known
@@ -185,6 +219,13 @@ class _Documents:
             return place < limit
 
         return cap
+
+
+def _lines_of(rows: NDArray[np.int64], lake: Lake) -> NDArray[np.int64]:
+    """Lines of the token table that committed rows of the lake are."""
+    position = np.searchsorted(lake.blocks, rows // lake.block_rows)
+    lines: NDArray[np.int64] = position * lake.block_rows + rows % lake.block_rows
+    return lines
 
 
 def _flagged(source: LakeSource, flag: int) -> NDArray[np.bool_]:

@@ -25,12 +25,12 @@ from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statist
 from neuronlake.analysis.execute import Progress, run_all
 from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
 from neuronlake.analysis.histogram import Binning
-from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, added_labels
+from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, labels_key
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.arrays import create_array
 from neuronlake.store.commits import commit_checksum
 from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.kept import STATISTICS, discard, kept_record, kept_results, staging, write_record
+from neuronlake.store.kept import INDEX, STATISTICS, discard, kept_record, kept_results, staging, write_record
 from neuronlake.store.lake import Lake
 
 VERSION = 1
@@ -60,8 +60,7 @@ class StatisticsKey:
     @classmethod
     def of(cls, source: LakeSource, request: LabelRequest, *, site: str, folds: int, basic: bool) -> "StatisticsKey":
         """Return the key of a question to a lake as it is now."""
-        added = added_labels(source, request)
-        labels = {**request.as_dict(), **({"added": added} if added else {})}
+        labels = labels_key(source, request)
         return cls(lake=source.fingerprint, site=site, labels=labels, folds=folds, basic=basic)
 
     @property
@@ -300,11 +299,12 @@ def result_name(key: StatisticsKey, blocks: Mapping[int, str]) -> str:
 def discard_of_labels(root: Path, identity: str) -> list[str]:
     """Remove the results that rest on a label set, and return their names: without it they are never used again."""
     found = []
-    for name in kept_results(root):
+    for kept, name in [(folder, name) for folder in (STATISTICS, INDEX) for name in kept_results(root, kept=folder)]:
         with suppress(DamageError):
-            added = kept_record(root, name)["key"]["labels"].get("added", {})
-            if identity in added.values():
-                discard(root, name)
+            record = kept_record(root, name, kept=kept)
+            labels = record["key"]["labels"] if kept == STATISTICS else record.get("labels", {})  # lists of top tokens
+            if identity in labels.get("added", {}).values():
+                discard(root, name, kept=kept)
                 found.append(name)
     return found
 

@@ -29,12 +29,12 @@ _TABLE_ROWS = 65535  # more might overflow uint16
 _FEW_ROWS = 48
 
 
-def _as_float32(bits: Any) -> Any:
+def as_float32_value(bits: Any) -> Any:
     """Value of a stored pattern: uint16 is float16, int16 is bfloat16, float32 itself."""
     raise NotImplementedError("for compiled code only")
 
 
-@overload(_as_float32, inline="always")
+@overload(as_float32_value, inline="always")
 def _typed_as_float32(bits):  # type: ignore[no-untyped-def] # numba compares signatures, annotations included
     if bits == types.uint16:
         return lambda bits: f16bits_to_f32(bits)
@@ -70,7 +70,7 @@ def add_basic(
         for i in range(some):
             row = codes[rows[i * rows.shape[0] // some]]
             for j in range(width):
-                shift[j] += np.float64(_as_float32(row[j]))
+                shift[j] += np.float64(as_float32_value(row[j]))
         shift /= some
     for group in range(start.shape[0] - 1):
         i, end = start[group], start[group + 1]
@@ -84,10 +84,10 @@ def add_basic(
         while i + 4 <= end:
             r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
             for j in range(width):
-                d0 = np.float64(_as_float32(r0[j])) - shift[j]
-                d1 = np.float64(_as_float32(r1[j])) - shift[j]
-                d2 = np.float64(_as_float32(r2[j])) - shift[j]
-                d3 = np.float64(_as_float32(r3[j])) - shift[j]
+                d0 = np.float64(as_float32_value(r0[j])) - shift[j]
+                d1 = np.float64(as_float32_value(r1[j])) - shift[j]
+                d2 = np.float64(as_float32_value(r2[j])) - shift[j]
+                d3 = np.float64(as_float32_value(r3[j])) - shift[j]
                 a[j] += (d0 + d1) + (d2 + d3)
                 b[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
                 c[j] += (_is_positive(r0[j]) + _is_positive(r1[j])) + (_is_positive(r2[j]) + _is_positive(r3[j]))
@@ -95,7 +95,7 @@ def add_basic(
         while i < end:
             row = codes[rows[i]]
             for j in range(width):
-                d = np.float64(_as_float32(row[j])) - shift[j]
+                d = np.float64(as_float32_value(row[j])) - shift[j]
                 a[j] += d
                 b[j] += d * d
                 c[j] += _is_positive(row[j])
@@ -128,11 +128,11 @@ def _read_again(codes: Any, rows: Any, start: int, end: int, width: int, shift: 
         if lost > 0.5 * _POOR * b[j] or abs(a[j]) * 0.5 * _FAR < abs(shift[j]):
             total = 0.0
             for k in range(start, end):
-                total += np.float64(_as_float32(codes[rows[k], j]))
+                total += np.float64(as_float32_value(codes[rows[k], j]))
             a[j] = total / count
             b[j] = 0.0
             for k in range(start, end):
-                b[j] += (np.float64(_as_float32(codes[rows[k], j])) - a[j]) ** 2
+                b[j] += (np.float64(as_float32_value(codes[rows[k], j])) - a[j]) ** 2
 
 
 @_njit  # type: ignore[untyped-decorator]
@@ -157,7 +157,12 @@ def add_moments(
         while i + 4 <= end:
             r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
             for j in range(width):
-                x0, x1, x2, x3 = _as_float32(r0[j]), _as_float32(r1[j]), _as_float32(r2[j]), _as_float32(r3[j])
+                x0, x1, x2, x3 = (
+                    as_float32_value(r0[j]),
+                    as_float32_value(r1[j]),
+                    as_float32_value(r2[j]),
+                    as_float32_value(r3[j]),
+                )
                 y0, y1, y2, y3 = np.float64(x0), np.float64(x1), np.float64(x2), np.float64(x3)
                 a[j] += (y0 + y1) + (y2 + y3)
                 b[j] += (abs(y0) + abs(y1)) + (abs(y2) + abs(y3))
@@ -175,7 +180,7 @@ def add_moments(
         while i < end:
             row = codes[rows[i]]
             for j in range(width):
-                x = _as_float32(row[j])
+                x = as_float32_value(row[j])
                 a[j] += np.float64(x)
                 b[j] += abs(np.float64(x))
                 c[j] += _is_positive(row[j])
@@ -192,10 +197,10 @@ def add_moments(
         while i + 4 <= end:
             r0, r1, r2, r3 = codes[rows[i]], codes[rows[i + 1]], codes[rows[i + 2]], codes[rows[i + 3]]
             for j in range(width):
-                d0 = np.float64(_as_float32(r0[j])) - a[j]
-                d1 = np.float64(_as_float32(r1[j])) - a[j]
-                d2 = np.float64(_as_float32(r2[j])) - a[j]
-                d3 = np.float64(_as_float32(r3[j])) - a[j]
+                d0 = np.float64(as_float32_value(r0[j])) - a[j]
+                d1 = np.float64(as_float32_value(r1[j])) - a[j]
+                d2 = np.float64(as_float32_value(r2[j])) - a[j]
+                d3 = np.float64(as_float32_value(r3[j])) - a[j]
                 q0, q1, q2, q3 = d0 * d0, d1 * d1, d2 * d2, d3 * d3
                 s2[j] += (q0 + q1) + (q2 + q3)
                 s3[j] += (q0 * d0 + q1 * d1) + (q2 * d2 + q3 * d3)
@@ -204,7 +209,7 @@ def add_moments(
         while i < end:
             row = codes[rows[i]]
             for j in range(width):
-                d0 = np.float64(_as_float32(row[j])) - a[j]
+                d0 = np.float64(as_float32_value(row[j])) - a[j]
                 q0 = d0 * d0
                 s2[j] += q0
                 s3[j] += q0 * d0
@@ -258,7 +263,7 @@ def merge_moments(
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _bins(row: Any, scale: Any, origin: Any, ceiling: Any, width: int, out: Any) -> None:
     for j in range(width):
-        x = _as_float32(row[j])
+        x = as_float32_value(row[j])
         shifted = abs(x) + scale[j]
         shifted = shifted if shifted < ceiling[j] else ceiling[j]
         level = np.uint8(np.uint8((f32_bits(shifted) - origin[j]) >> np.uint32(BIN_SHIFT)) + np.uint8(1))

@@ -251,14 +251,16 @@ def token_labels(
     ).without_rare(min_tokens)
 
 
-def added_labels(source: LakeSource, request: LabelRequest) -> dict[str, str]:
-    """Label columns that were added to the lake later and that a request uses, with the identities of their label sets.
+def labels_key(source: LakeSource, request: LabelRequest) -> dict[str, Any]:
+    """Return what a kept result is keyed by: the request and, as ``added``, the label columns that were added later.
 
-    A set may be removed and another one added with the same columns: what is kept of the first is not of the second.
+    Each of these with the identity of its label set: a set may be removed and another one added with the same columns, and
+    what is kept of the first is not of the second.
     """
     if not (isinstance(source, Lake) and source.label_sets):
-        return {}
-    return _identities(source, *_read(source, request.by, request.where))
+        return request.as_dict()
+    added = _identities(source, *_read(source, request.by, request.where))
+    return {**request.as_dict(), **({"added": added} if added else {})}
 
 
 def labels_again(source: LakeSource, asked: Mapping[str, Any]) -> LabelVector:

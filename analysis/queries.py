@@ -1,6 +1,7 @@
 """The tokens on which a neuron is strongest, exactly, with their text."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,10 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_rows import token_mask
 from neuronlake.analysis.extremes import Extremes, find_extremes
-from neuronlake.analysis.labels import token_labels
+from neuronlake.analysis.labels import LabelRequest, labels_key, token_labels
 from neuronlake.analysis.neuron import check_neuron
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
-from neuronlake.store.errors import InputError
+from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.tables import SPECIAL
 
@@ -111,12 +112,19 @@ def _eligible(source: LakeSource, where: tuple[str, str] | str | None, *, specia
 
 
 def _tagged(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_]:
+    if isinstance(source, Lake):  # lists of the label know it without a table being read
+        asked = labels_key(source, LabelRequest(by=by, subword="all"))
+        for lists in source.index(DEFAULT_SITE).tag_lists:
+            if lists.labels == asked and lists.blocks == source.blocks:
+                with suppress(DamageError, ValueError):  # ValueError: no such tag
+                    tagged: NDArray[np.bool_] = lists.row_tags(source.blocks, source.block_rows) == lists.tags.index(tag)
+                    return tagged
     labels = token_labels(source, by, subword="all", min_tokens=1)
     if tag not in labels.tags:
         known = ", ".join(labels.tags[:40]) + (", …" if len(labels.tags) > 40 else "")
         raise InputError(f"no tag {tag!r} of {by!r}: known are {known}")
-    tagged: NDArray[np.bool_] = labels.codes == labels.tags.index(tag)
-    return tagged
+    found: NDArray[np.bool_] = labels.codes == labels.tags.index(tag)
+    return found
 
 
 def describe_lines(

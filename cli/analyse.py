@@ -1,20 +1,21 @@
 """`neuronlake top`, `coactivation` and `probe`."""
 
 import argparse
-import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
+from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
-from neuronlake.cli.questions import add_label_options, open_for_question
+from neuronlake.cli.questions import add_label_options, open_for_question, parse_where
 
 if TYPE_CHECKING:
     from neuronlake.analysis import ProbeResult
 
-
-_LABEL_IS = re.compile(r"([^\W\d][\w.:×]*)=([^\s'\"=<>()]+)")
-"""``upos=NOUN``; anything else is SQL, where the tag would stand in quotes."""
+_LABEL_WIDTH = 20  # characters of a label on a terminal: the context beside it is what is read
 
 
 def add_commands(commands: Any) -> None:
@@ -39,10 +40,16 @@ def _add_top(commands: Any) -> None:
         "show the tokens that fire a neuron most, in context",
         "neuronlake top my.lake L12.N345 -k 20\n"
         "neuronlake top my.lake L12.N345 --bottom --where upos=NOUN --json\n"
-        "neuronlake top my.lake L12.N345 --where \"upos='VERB' AND deprel='root'\" --per-document 1",
+        "neuronlake top my.lake L12.N345 --where \"upos='VERB' AND deprel='root'\" --per-document 1\n"
+        "neuronlake top my.lake 'L12.N345*0.7' 'L3.N10*-0.2'           # a weighted sum of neurons",
     )
     add_lake(parser)
-    parser.add_argument("neuron", metavar="NEURON", help="layer and neuron, as in L12.N345")
+    parser.add_argument(
+        "neurons",
+        nargs="+",
+        metavar="NEURON",
+        help="layer and neuron, as in L12.N345; several, or NEURON*WEIGHT, are added up",
+    )
     parser.add_argument("-k", type=int, default=20, metavar="N", help="how many tokens (default: 20)")
     parser.add_argument("--bottom", action="store_true", help="the lowest values instead of the highest")
     parser.add_argument(
@@ -55,34 +62,55 @@ def _add_top(commands: Any) -> None:
 
 
 def _top(options: argparse.Namespace) -> int:
-    from neuronlake.analysis import parse_neuron, top_tokens
+    from neuronlake.analysis import parse_weights, top_tokens, top_tokens_weighted
 
     lake = open_for_question(options.lake)
-    layer, neuron = parse_neuron(options.neuron, lake)
-    where: tuple[str, str] | str | None = options.where
-    if isinstance(where, str) and (match := _LABEL_IS.fullmatch(where.strip())):
-        where = (match[1], match[2])
-    found = top_tokens(
-        lake,
-        layer,
-        neuron,
-        options.k,
-        bottom=options.bottom,
-        where=where,
-        per_document=options.per_document,
-        labels=options.labels,
-        special=options.special,
-    )
+    weights = parse_weights(options.neurons, lake)
+    settings: dict[str, Any] = {
+        "bottom": options.bottom,
+        "where": parse_where(options.where),
+        "per_document": options.per_document,
+        "labels": options.labels,
+        "special": options.special,
+    }
+    if list(weights.values()) == [1.0]:
+        found = top_tokens(lake, *next(iter(weights)), options.k, **settings)
+    else:
+        found = top_tokens_weighted(lake, weights, options.k, **settings)
     if options.json:
         print_json(found)
         return 0
-    grid = table(">value", *options.labels, "context")
-    for entry in found:
-        grid.add_row(
-            number(entry["value"]), *(escape(str(entry["labels"][label] or "–")) for label in options.labels), context(entry)
-        )
-    output().print(grid)
+    print_tokens(found, options.labels)
     return 0
+
+
+def print_tokens(entries: Sequence[dict[str, Any]], labels: Sequence[str], *, rows: bool = False) -> None:
+    """Print tokens in context; what does not fit on the terminal is taken from the context, never from the values."""
+    console = output()
+    longest = _LABEL_WIDTH if console.is_terminal else None
+    columns = {">value": [number(entry["value"]) for entry in entries]}
+    if rows:
+        columns[">row"] = [str(entry["row"]) for entry in entries]
+    columns |= {label: [_shortened(str(entry["labels"][label] or "–"), longest) for entry in entries] for label in labels}
+    taken = sum(2 + max(map(cell_len, [title.lstrip(">"), *cells])) for title, cells in columns.items())
+    width = context_width(console, entries, taken)
+    grid = table(*columns, "context")
+    grid.columns[-1].no_wrap = False  # rich narrows such columns first, should characters be wider than one cell
+    for place, entry in enumerate(entries):
+        text = Text.from_markup(context(entry, width), overflow="ellipsis")
+        text.no_wrap = True
+        grid.add_row(*(escape(cells[place]) for cells in columns.values()), text)
+    console.print(grid)
+
+
+def context_width(console: Console, entries: Sequence[dict[str, Any]], taken: int) -> int:
+    """Characters of context on either side of a token that fit beside `taken` cells."""
+    longest = max((cell_len(entry["token"]) for entry in entries), default=0)
+    return max(10, min(60, (console.width - taken - longest - 4) // 2))  # four cells for the marks and the dots
+
+
+def _shortened(text: str, longest: int | None) -> str:
+    return text if longest is None or len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def context(entry: dict[str, Any], width: int = 60) -> str:

@@ -95,8 +95,8 @@ def add_commands(commands: Any) -> None:
     run.add_argument(
         "--stats",
         metavar="LABEL",
-        help="label whose statistics are gathered on the way, so that `rank` is ready at the end; 'none' for none "
-        "(default: upos, where the corpus has it)",
+        help="label whose statistics and top tokens are gathered on the way, so that `rank` and `top --where LABEL=TAG` are "
+        "ready at the end; 'none' for none (default: upos, where the corpus has it)",
     )
     run.add_argument("--blocks", type=_block_range, metavar="A:B", help="extract only blocks A to B-1")
     parser.set_defaults(run=_extract)

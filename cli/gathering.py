@@ -1,16 +1,21 @@
-"""Statistics on the way of an extraction."""
+"""Statistics and lists of top tokens per tag, on the way of an extraction."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from neuronlake.store import DamageError, InputError, open_lake
 from neuronlake.store.writer import Tap
+
+if TYPE_CHECKING:
+    from neuronlake.analysis import StatisticsBuilder, TagListsBuilder
 
 _DEFAULT = "upos"
 
 
 class Gathering:
-    """Gathers the statistics of one label while a lake is extracted.
+    """Gathers the statistics and the top tokens of one label while a lake is extracted.
 
     Parameters
     ----------
@@ -21,10 +26,8 @@ class Gathering:
     """
 
     def __init__(self, label: str | None, say: Callable[[str], None]):
-        from neuronlake.analysis import StatisticsBuilder
-
         self._label, self._say = label, say
-        self._builder: StatisticsBuilder | None = None
+        self._builders: list[StatisticsBuilder | TagListsBuilder] = []
 
     def start(self, lake: Path) -> Tap | None:
         """Prepare, once the lake is planned.
@@ -34,23 +37,40 @@ class Gathering:
         InputError
             When a label was asked for and is unknown, or memory does not suffice.
         """
-        from neuronlake.analysis import StatisticsBuilder
+        from neuronlake.analysis import StatisticsBuilder, TagListsBuilder
 
         if self._label == "none":
             return None
-        try:
-            if self._label is None and _DEFAULT not in open_lake(lake).label_columns:
-                return None
-            self._builder = StatisticsBuilder(lake, self._label or _DEFAULT)
-        except (InputError, DamageError) as error:  # labels that were added later may be damaged: blocks need none
-            if self._label is not None:
-                raise
-            self._say(f"no statistics on the way ({error}); the first question computes them")
+        if self._label is None and not _has_default(lake):
             return None
-        return self._builder.add
+        for what, later, make in (
+            ("statistics", "the first question computes them", StatisticsBuilder),
+            ("top tokens per tag", "`neuronlake index LAKE --by LABEL` lists them", TagListsBuilder),
+        ):
+            try:
+                self._builders.append(make(lake, self._label or _DEFAULT))
+            except (InputError, DamageError) as error:  # labels added later may be damaged: blocks need none
+                if self._label is not None:
+                    raise
+                self._say(f"no {what} on the way ({error}); {later}")
+        return self._add if self._builders else None
 
     def finish(self) -> None:
         """Keep them."""
-        if self._builder is not None:
-            self._say("keeping the statistics gathered on the way")
-            self._builder.finish()
+        if self._builders:
+            self._say("keeping what was gathered on the way")
+        while self._builders:  # each leaves its memory to the next
+            self._builders.pop().finish()
+
+    def _add(self, *chunk: Any) -> None:
+        for builder in self._builders:
+            builder.add(*chunk)
+
+
+def _has_default(path: Path) -> bool:
+    lake = open_lake(path)
+    if _DEFAULT in lake.plan.label_columns:
+        return True
+    with suppress(DamageError):  # of labels that were added later
+        return _DEFAULT in lake.label_columns
+    return False

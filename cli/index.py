@@ -1,6 +1,7 @@
 """`neuronlake index`."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from neuronlake.cli.common import add_command, add_lake, messages, output, print_json
@@ -15,18 +16,32 @@ def add_commands(commands: Any) -> None:
         commands,
         "index",
         "make the index of a lake that lacks it; extract and import write it as they go",
-        "neuronlake index my.lake\nneuronlake index my.lake --json",
+        "neuronlake index my.lake\n"
+        "neuronlake index my.lake --by upos deprel        # and list the top tokens of every tag × neuron",
     )
     add_lake(parser)
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="also list the highest and lowest tokens within every tag of these labels (columns, several joined by ×, or "
+        "SQL), so that `top --where LABEL=TAG` reads no activations; extract does it for upos",
+    )
     parser.set_defaults(run=_index)
 
 
 def _index(options: argparse.Namespace) -> int:
+    from neuronlake.analysis import complete_tag_lists
+
     open_lake(options.lake)  # its errors first: taking the lock makes the folder
     with writing(options.lake):
         lake = open_lake(options.lake)
         with messages().status("indexing") as status:
             read = complete_index(lake, progress=lambda done, total: status.update(f"indexing: {done} of {total} blocks"))
+            for by in options.by:
+                said = partial("listing tokens by {}: {} of {} layers".format, by)
+                complete_tag_lists(lake, by, progress=lambda *done, said=said: status.update(said(*done)))
     stored = sum(path.stat().st_size for path in (lake.path / INDEX).rglob("*") if path.is_file())
     activations = sum(file.bytes for commit in lake.commits for file in commit.files)
     if options.json:

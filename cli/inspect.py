@@ -1,8 +1,10 @@
 """`neuronlake info` and `neuronlake verify`."""
 
 import argparse
+import contextlib
 import secrets
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -11,6 +13,8 @@ from neuronlake.cli.common import add_command, add_lake, messages, output, print
 from neuronlake.cli.extract import add_model_options
 from neuronlake.store import VerifyReport, open_lake, verify
 from neuronlake.store.errors import InputError
+from neuronlake.store.files import everything_below
+from neuronlake.store.kept import KEPT
 from neuronlake.store.repair import RepairReport, repair
 
 if TYPE_CHECKING:
@@ -79,6 +83,7 @@ def _info(options: argparse.Namespace) -> int:
         "bytes_per_value": stored / values if values else None,
         "labels": list(lake.label_columns),
         "label_sets": {labels.name: list(labels.columns) for labels in lake.label_sets},
+        "kept": {kept: _size_of(lake.path / kept) for kept in KEPT},
     }
     if options.json:
         print_json(record)
@@ -96,12 +101,22 @@ def _info(options: argparse.Namespace) -> int:
         "blocks": f"{len(lake.blocks)} of {lake.plan.blocks} committed, {lake.block_rows:,} rows each",
         "labels": ", ".join(lake.label_columns),
         **({"added": ", ".join(record["label_sets"])} if record["label_sets"] else {}),
+        "kept": ", ".join(f"{kept} {size(count)}" for kept, count in record["kept"].items() if count) or "nothing",
         "fingerprint": lake.fingerprint[:16],
     }
     console = output()
     for name, value in lines.items():
         console.print(f"[bold]{name:12s}[/bold]{escape(value)}")
     return 0
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of a folder's files, 0 where there is none."""
+    total = 0
+    for path in everything_below(folder):
+        with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+            total += 0 if path.is_dir() else path.stat().st_size
+    return total
 
 
 def _verify(options: argparse.Namespace) -> int:

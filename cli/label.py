@@ -156,7 +156,7 @@ def _remove(options: argparse.Namespace) -> int:
     identity = remove_label_set(lake.path, options.remove)
     dropped = discard_of_labels(lake.path, identity) if identity is not None else []
     if options.json:
-        print_json({"lake": str(options.lake), "removed": options.remove, "statistics": dropped})
+        print_json({"lake": str(options.lake), "removed": options.remove, "results": dropped})
         return 0
     also = f", and {len(dropped)} kept result{'s' * (len(dropped) > 1)} of its columns" if dropped else ""
     output().print(f"label set {escape(options.remove)} removed{also}")

@@ -9,13 +9,18 @@ from typing import NoReturn
 
 import neuronlake.cli.analyse
 import neuronlake.cli.demo
+import neuronlake.cli.describe
+import neuronlake.cli.export
 import neuronlake.cli.extract
 import neuronlake.cli.importing
 import neuronlake.cli.index
 import neuronlake.cli.inspect
 import neuronlake.cli.label
+import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.statistics
+import neuronlake.cli.tokens
+import neuronlake.cli.weights
 from neuronlake.store.errors import NeuronlakeError
 
 _EPILOG = """\
@@ -57,6 +62,11 @@ def build_parser() -> Parser:
         neuronlake.cli.inspect,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,
+        neuronlake.cli.describe,
+        neuronlake.cli.weights,
+        neuronlake.cli.neighbours,
+        neuronlake.cli.tokens,
+        neuronlake.cli.export,
         neuronlake.cli.plot,
         neuronlake.cli.demo,
     ):

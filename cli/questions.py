@@ -1,7 +1,9 @@
 """What the commands that question a lake share: label options, statistics with a progress bar."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
 METHODS = "auroc, average_precision, cohen_d, welch_t, mutual_information, lape …; --method help lists all"
 
+_LABEL_IS = re.compile(r"([^\W\d][\w.:×]*)=([^\s'\"=<>()]+)")
+"""``upos=NOUN``; anything else is SQL, where the tag would stand in quotes."""
+
 
 def open_for_question(path: Path) -> Lake:
     """Open a lake for a question, and say so if the answer will be of a part of its corpus only."""
@@ -26,6 +31,12 @@ def open_for_question(path: Path) -> Lake:
             f"[yellow]note:[/yellow] {len(lake.blocks)} of {lake.plan.blocks} blocks are extracted; the answer is of these"
         )
     return lake
+
+
+def parse_where(text: str | None) -> tuple[str, str] | str | None:
+    """Return (label, tag) of ``LABEL=TAG``; anything else is SQL and stays as it is."""
+    match = None if text is None else _LABEL_IS.fullmatch(text.strip())
+    return text if match is None else (match[1], match[2])
 
 
 def add_label_options(parser: argparse.ArgumentParser, *, where: bool = True, several: bool = False) -> None:
@@ -65,8 +76,7 @@ def permuted(
     """Compute p-values from permuted labels, with a progress bar."""
     from neuronlake.analysis import permutation_test
 
-    with _bar("permutations") as bar:
-        task = bar.add_task(method, total=permutations)
+    with progress_bar("permutations") as report:
         return permutation_test(
             lake,
             dataset,
@@ -74,7 +84,7 @@ def permuted(
             permutations=permutations,
             seed=seed,
             scheduler=scheduler,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=report,
         )
 
 
@@ -90,15 +100,14 @@ def all_statistics(
     from neuronlake.analysis import LabelRequest, compute_several
 
     console = messages()
-    with _bar("statistics") as bar:
-        task = bar.add_task("statistics")
+    with progress_bar("statistics") as report:
         results = compute_several(
             lake,
             [LabelRequest(by=by, where=options.where, subword=options.subword, shift=options.shift) for by in labels],
             also=tuple(also),
             keep=not getattr(options, "no_keep", False),
             scheduler=getattr(options, "scheduler", None),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=report,
         )
     kept = str(results[0].attrs.get("kept", ""))
     if kept.startswith("no: "):
@@ -110,25 +119,22 @@ def refined(lake: Lake, dataset: "xr.Dataset", method: str, *, top: int, schedul
     """Make exact what a ranking's order rests on, with a progress bar."""
     from neuronlake.analysis import refine
 
-    with _bar(f"exact {method}") as bar:
-        task = bar.add_task(method)
+    with progress_bar(f"exact {method}") as report:
         return refine(
             lake,
             dataset,
             method,
             top=top,
             scheduler=scheduler,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=report,
         )
 
 
-def _bar(title: str) -> Progress:
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal, gone when it is done; give what is to be called with (done, total)."""
     console = messages()
-    return Progress(
-        TextColumn(title),
-        BarColumn(bar_width=30),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    columns = TextColumn(title), BarColumn(bar_width=30), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

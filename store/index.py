@@ -31,6 +31,7 @@ from neuronlake.store.tables import from_parquet
 
 if TYPE_CHECKING:
     from neuronlake.store.lake import Lake
+    from neuronlake.store.tag_lists import TagLists
 
 VERSION = 1
 PREFIX = "blocks-"
@@ -106,7 +107,7 @@ def keep_block(root: Path, site: str, block: int, found: BlockIndex) -> None:
     """
     record = _record(site, {block: commit_checksum(root, block)}, [found.ordinary])
     name = _name(record)
-    with _staging(root, name) as folder:
+    with index_staging(root, name) as folder:
         for array, values in found.arrays.items():
             tokens = array in _PER_TOKEN
             whole = values[None] if tokens else values[:, :, None]
@@ -135,7 +136,7 @@ def merge(root: Path, parts: Sequence[Segment], *, threads: int | None = None) -
     )
     name = _name(record)
     order = np.argsort(np.concatenate([part.blocks for part in parts]), kind="stable")
-    with _staging(root, name) as folder:
+    with index_staging(root, name) as folder:
         for array in _PER_NEURON:
             shape, dtype = parts[0].arrays[array].shape, parts[0].arrays[array].dtype
 
@@ -243,7 +244,16 @@ class LakeIndex:
     """
 
     def __init__(self, root: Path, site: str, blocks: Sequence[int]):
-        self.segments = segments(root, site, {block: commit_checksum(root, block) for block in blocks})
+        self._root, self._site = root, site
+        self._checksums = {block: commit_checksum(root, block) for block in blocks}
+        self.segments = segments(root, site, self._checksums)
+
+    @cached_property
+    def tag_lists(self) -> "list[TagLists]":
+        """Lists per tag, of every label that has them."""
+        from neuronlake.store.tag_lists import find_tag_lists
+
+        return find_tag_lists(self._root, self._site, self._checksums)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -337,7 +347,8 @@ def _name(record: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _staging(root: Path, name: str) -> Iterator[Path]:
+def index_staging(root: Path, name: str) -> Iterator[Path]:
+    """As `kept.staging`, for the index; what the file system refuses becomes a StorageError."""
     with staging(root, name, kept=INDEX) as folder:
         try:
             yield folder

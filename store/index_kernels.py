@@ -78,7 +78,7 @@ def _exceed(bits: int) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _trailing_zeros(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+def trailing_zeros(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.IntType(1)(1))
 
@@ -105,6 +105,12 @@ def _magnitude_16(bits: Any) -> Any:
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _magnitude_32(bits: Any) -> Any:
     return numba.uint32(bits & numba.uint32(0x7FFFFFFF))
+
+
+COMPARE = {2: _compare(16), 4: _compare(32)}
+"""Bytes of a value → (addresses of 64 values, of as many high and low thresholds) → uint64: which keys are ≥ or ≤."""
+KEY = {2: _key_16, 4: _key_32}
+"""Bytes of a value → (bit pattern) → signed integer that orders as the value does."""
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -163,7 +169,7 @@ def _make_extremes(key: Any, compare: Any, kind: Any, lowest: int) -> Any:
                     line = codes[used[i]]
                     mask = compare(numba.uint64(line[first:].ctypes.data), numba.uint64(highs), numba.uint64(lows))
                     while mask:
-                        j = first + numba.int64(_trailing_zeros(mask))
+                        j = first + numba.int64(trailing_zeros(mask))
                         mask &= mask - numba.uint64(1)
                         value = key(line[j])
                         if value >= high[j]:
@@ -223,7 +229,7 @@ def _make_strongest(exceed: Any, magnitude: Any) -> Any:
                     threshold = numba.uint32(magnitude(values[row, last]))
                     mask = exceed(numba.uint64(line[first:].ctypes.data), threshold)
                     while mask:
-                        j = first + numba.int64(_trailing_zeros(mask))
+                        j = first + numba.int64(trailing_zeros(mask))
                         mask &= mask - numba.uint64(1)
                         if j < width:
                             place(values[row], neurons[row], line[j], numba.uint32(first_neuron + j))
@@ -264,8 +270,8 @@ _SUMS = {
     "float32": _make_sums(bits_to_f32),
 }
 _EXTREMES = {
-    2: _make_extremes(_key_16, _compare(16), numba.int16, -(1 << 15)),
-    4: _make_extremes(_key_32, _compare(32), numba.int32, -(1 << 31) + 1),
+    2: _make_extremes(KEY[2], COMPARE[2], numba.int16, -(1 << 15)),
+    4: _make_extremes(KEY[4], COMPARE[4], numba.int32, -(1 << 31) + 1),
 }
 _STRONGEST = {2: _make_strongest(_exceed(16), _magnitude_16), 4: _make_strongest(_exceed(32), _magnitude_32)}
 
@@ -362,6 +368,18 @@ def key_values(keys: NDArray[np.int32], values: str) -> NDArray[Any]:
     """Decode keys, see `pattern_values`; zeros are positive."""
     kind, sign = (np.uint32, np.uint32(1 << 31)) if values == "float32" else (np.uint16, np.uint16(1 << 15))
     return pattern_values(np.abs(keys).astype(kind) | np.where(keys < 0, sign, kind(0)), values)
+
+
+def value_keys(values: NDArray[Any], kind: str) -> NDArray[np.int32]:
+    """Keys of values as `key_values` gives them; `kind` is its `values`."""
+    if kind == "float16":
+        bits = values.view(np.int16).astype(np.int32)
+    else:
+        bits = values.view(np.int32)
+        if kind == "bfloat16":
+            bits = bits >> 16
+    magnitude = bits & np.int32((1 << 31) - 1 if kind == "float32" else (1 << 15) - 1)
+    return np.where(bits < 0, -magnitude, magnitude)
 
 
 def _bits(codes: NDArray[Any]) -> NDArray[Any]:

@@ -1,8 +1,8 @@
 """Results kept inside a lake: computed from its blocks, never needed to read it, published whole or not at all.
 
-A result is a folder ``statistics/NAME`` or ``index/NAME`` with a sealed record that lists its files. It is written in a
-staging folder and renamed. Statistics are not synced: they can be computed again, and what a power cut leaves of them does
-not fit their record.
+A result is a folder ``statistics/NAME``, ``index/NAME`` or ``weights/NAME`` with a sealed record that lists its files. It is
+written in a staging folder and renamed. Statistics are not synced: they can be computed again, and what a power cut leaves
+of them does not fit their record.
 """
 
 import contextlib
@@ -27,8 +27,15 @@ from neuronlake.store.files import (
 
 STATISTICS = "statistics"
 INDEX = "index"
-KEPT = (STATISTICS, INDEX)
+WEIGHTS = "weights"
+KEPT = (STATISTICS, INDEX, WEIGHTS)
 """Folders of a lake that hold results."""
+MADE_BY = {
+    STATISTICS: "the same question computes it",
+    INDEX: "`neuronlake index` makes it",
+    WEIGHTS: "`neuronlake weights` makes it",
+}
+"""What to do where a result is gone."""
 RECORD = "record.json"
 
 

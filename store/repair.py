@@ -13,7 +13,7 @@ import xxhash
 import neuronlake.store.layout as layout
 from neuronlake.store.create import committed_fingerprints, remove_temporary
 from neuronlake.store.files import FileRecord, stale_temporaries, storage_error, sync_folder, write_file
-from neuronlake.store.kept import discard
+from neuronlake.store.kept import MADE_BY, discard
 from neuronlake.store.label_sets import LABELS, discard_label_set
 from neuronlake.store.lock import writing
 from neuronlake.store.plan_record import PlanRecord, set_plan_aside
@@ -107,7 +107,7 @@ class _Repair:
             self._drop_block(block, spec, self._found.blocks[block])
         for folder, name in self._found.kept:
             discard(self._root, name, kept=folder)
-            self._did(f"{folder}/{name}: removed; the same question computes it again")
+            self._did(f"{folder}/{name}: removed; {MADE_BY[folder]} again")
         for name in self._found.labels:
             discard_label_set(self._root, name)
             self._did(f"{LABELS}/{name}: removed; `neuronlake label` adds it again from its source")

@@ -55,31 +55,46 @@ def write_sharded(
     OSError
         When the file system refuses.
     """
-    dtype = np.dtype(dtype)
-    entry = max(1, int(np.prod(shape[2:])) * dtype.itemsize)
-    width = max(1, min(shape[1], _CHUNK_BYTES // entry)) if width is None else width
-    target = folder / name
-    target.mkdir(parents=True)
-    write_plain(target / "zarr.json", [dump_metadata(_metadata(shape, dtype, width))], sync=sync)
+    writer = ShardedWriter(folder, name, shape, dtype, width=width, sync=sync)
+    for _ in map_ordered(lambda place: writer.write(place, part(place)), range(shape[0]), threads=threads):
+        pass
+    writer.close()
 
-    def write(place: int) -> None:
-        values = part(place)
+
+class ShardedWriter:
+    """Writes an array one first index at a time, in any order and from several threads; arguments as of `write_sharded`.
+
+    Every method raises OSError when the file system refuses.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, shape: tuple[int, ...], dtype: Any, *, width: int | None = None, sync: bool = False
+    ):
+        self._dtype = np.dtype(dtype)
+        entry = max(1, int(np.prod(shape[2:])) * self._dtype.itemsize)
+        self._width = max(1, min(shape[1], _CHUNK_BYTES // entry)) if width is None else width
+        self._shape, self._sync, self._target = shape, sync, folder / name
+        self._target.mkdir(parents=True)
+        write_plain(self._target / "zarr.json", [dump_metadata(_metadata(shape, self._dtype, self._width))], sync=sync)
+
+    def write(self, place: int, values: NDArray[Any]) -> None:
+        """Write ``array[place]``, of shape ``shape[1:]``."""
         parts: list[bytes] = []
         lengths = []
-        for first in range(0, shape[1], width):
-            chunk = np.zeros((width, *shape[2:]), dtype=dtype)
-            some = values[first : first + width]
+        for first in range(0, self._shape[1], self._width):
+            chunk = np.zeros((self._width, *self._shape[2:]), dtype=self._dtype)
+            some = values[first : first + self._width]
             chunk[: len(some)] = some
             packed = blosc.compress(chunk, b"zstd", _LEVEL, blosc.BITSHUFFLE)
             parts += [packed, checksum(packed)]
             lengths.append(len(packed) + len(parts[-1]))
-        write_plain(target / _chunk_name(place, len(shape)), [*parts, build_index(lengths)], sync=sync)
+        write_plain(self._target / _chunk_name(place, len(self._shape)), [*parts, build_index(lengths)], sync=self._sync)
 
-    for _ in map_ordered(write, range(shape[0]), threads=threads):
-        pass
-    if sync:
-        sync_folder(target)
-        sync_folder(target.parent)
+    def close(self) -> None:
+        """Make it last, now that every first index was written."""
+        if self._sync:
+            sync_folder(self._target)
+            sync_folder(self._target.parent)
 
 
 class ShardedArray:

@@ -15,7 +15,7 @@ from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, everything_below, file_checksum, read_checked, stale_temporaries
-from neuronlake.store.kept import KEPT, RECORD, kept_record, kept_results
+from neuronlake.store.kept import INDEX, KEPT, MADE_BY, RECORD, kept_record, kept_results
 from neuronlake.store.label_sets import LABELS, examine_label_set, is_label_set, label_set_names
 from neuronlake.store.lock import LOCK_FILE, writer_of
 from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
@@ -112,6 +112,15 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
         known.add(layout.commit_path(block))
         _examine_block(root, found, block, known)
     found.kept = _examine_kept(root, found.report)
+    if (
+        full
+        and not found.blocks
+        and found.root is None
+        and found.plan is not None
+        and not found.tables
+        and not found.metadata
+    ):
+        found.kept += _examine_index(root, found.report)
     _examine_labels(root, found)
     others = [path for path in present if path not in known and not _of_result(root, path)]
     if found.plan is None:  # then no record lists what planning wrote
@@ -226,7 +235,7 @@ def _examine_kept(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
         except DamageError as error:
             if not (root / kept / name).exists():  # replaced meanwhile
                 continue
-            report.damage.append(f"{kept}/{name}: {str(error).removeprefix(f'{root}/')}; it can be computed again")
+            report.damage.append(f"{kept}/{name}: {str(error).removeprefix(f'{root}/')}; {MADE_BY[kept]} again")
             damaged.append((kept, name))
             continue
         report.files_checked += len(record["files"])
@@ -249,6 +258,18 @@ def _examine_labels(root: Path, found: Findings) -> None:
             continue
         report.files_checked += len(record["files"])
         report.bytes_checked += sum(entry["bytes"] for entry in record["files"]) if report.full else 0
+
+
+def _examine_index(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
+    """Compare the index with the activations, which are whole; return folder and name of what does not fit them."""
+    from neuronlake.store.index_check import index_problems
+    from neuronlake.store.lake import open_lake
+
+    wrong = []
+    for name, problem in index_problems(open_lake(root)):
+        report.damage.append(f"{INDEX}/{name}: {problem}; {MADE_BY[INDEX]} again")
+        wrong.append((INDEX, name))
+    return wrong
 
 
 def block_files(spec: LakeSpec, block: int) -> list[str]:

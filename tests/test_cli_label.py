@@ -82,7 +82,7 @@ def test_json_says_what_was_added_and_removed(run: Any, lake: Path, words: Path)
     assert added["source"]["files"][0]["name"] == "frequency.csv"
     assert added["lake"] == str(lake)
     removed = json.loads(run("label", lake, "--remove", "mine", "--json")[1])
-    assert removed == {"lake": str(lake), "removed": "mine", "statistics": []}
+    assert removed == {"lake": str(lake), "removed": "mine", "results": []}
 
 
 def test_conllu_by_the_command(run: Any, lake: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lakes import GrowingLake, make_sentence, make_spec, plan_lake, random_sente
 import neuronlake.store.layout as layout
 from neuronlake.analysis import (
     StatisticsBuilder,
+    complete_tag_lists,
     compute_statistics,
     permutation_test,
     probe,
@@ -27,6 +28,7 @@ from neuronlake.analysis import (
     token_labels,
     top_tokens,
 )
+from neuronlake.analysis.kept_statistics import discard_of_labels
 from neuronlake.store import (
     DamageError,
     InputError,
@@ -259,6 +261,39 @@ def test_a_kept_result_is_of_the_labels_that_it_was_made_from(root: Path, questi
     again = compute_statistics(open_lake(root), **question)
     assert again.identical(first)
     assert again.attrs["kept"] == first.attrs["kept"]
+
+
+def test_lists_of_top_tokens_are_of_the_labels_that_they_were_made_from(root: Path) -> None:
+    """Also where the tag of a token is taken from the lists, without a table being read."""
+
+    def added(modulus: int) -> pa.Table:
+        return pa.table({"word": range(300), "tag": ["a" if i % modulus else "b" for i in range(300)]})
+
+    def top(lake: Any) -> list[int]:
+        return [entry["row"] for entry in top_tokens(lake, 1, 2, k=6, where=("tag", "b"))]
+
+    found = []
+    for modulus in (2, 3, 2):
+        label_from_table(root, added(modulus), LabelSettings(name="x"))
+        complete_tag_lists(open_lake(root), "tag")
+        lake = open_lake(root)
+        values = {row["row"]: lake.read(layer=1, rows=[row["row"]], neurons=[2])[0, 0] for row in tokens(lake, "tag")}
+        of_tag = [row["row"] for row in tokens(lake, "tag") if row["tag"] == "b"]
+        found.append(top(lake))
+        assert found[-1] == sorted(of_tag, key=lambda row: (-values[row], row))[:6]
+        remove_label_set(root, "x")
+    assert found[0] == found[2] != found[1]
+    (identity,) = {name for lists in open_lake(root).index().tag_lists for name in lists.labels["added"].values()} - {
+        identity_of(root, added(2))
+    }
+    assert len(discard_of_labels(root, identity)) == 1
+    assert discard_of_labels(root, identity) == []
+
+
+def identity_of(root: Path, table: pa.Table) -> str:
+    identity = label_from_table(root, table, LabelSettings(name="x")).identity
+    remove_label_set(root, "x")
+    return identity
 
 
 # ---- readers ----------------------------------------------------------------------------------------------------------

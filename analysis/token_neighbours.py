@@ -1,0 +1,128 @@
+"""Tokens whose activations are like a given token's."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.analysis.queries import describe_lines
+from neuronlake.analysis.sketch import ordinary_rows
+from neuronlake.analysis.source import DEFAULT_SITE, choose_layers
+from neuronlake.analysis.token_vectors import Standard, VectorIndex, standard_of, vector_index
+from neuronlake.store.errors import InputError
+from neuronlake.store.lake import Lake
+from neuronlake.store.parallel import map_ordered
+from neuronlake.store.tables import PADDING, SPECIAL
+
+INDEXED = 20_000
+"""With fewer tokens in a layer everything is compared: an index would save nothing."""
+_CANDIDATES_EACH = 10
+_Progress = Callable[[int, int], None]
+
+
+def similar_tokens(
+    lake: Lake,
+    row: int,
+    layer: int,
+    k: int = 10,
+    *,
+    exact: bool = False,
+    labels: Sequence[str] = (),
+    site: str = DEFAULT_SITE,
+    progress: _Progress = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Find the tokens whose activation vectors in a layer are most like one token's.
+
+    The cosine of vectors whose entries are standardised over all ordinary tokens: else a few neurons with large values would
+    decide alone. Candidates come from an index of the layer (`vector_index`), made when first asked for and kept in the
+    lake; their cosines are then computed from the activations.
+
+    Parameters
+    ----------
+    lake
+        The lake.
+    row
+        Row of the token.
+    layer
+        Which layer.
+    k
+        Tokens wanted, besides the token itself.
+    exact
+        Compare with every token instead: a scan of the layer.
+    labels
+        Label columns to show.
+    progress
+        Called with (blocks indexed, blocks to index) when an index is made.
+
+    Returns
+    -------
+    list of dict
+        As of `top_tokens`, with ``similarity`` (the cosine) for ``value``; of equals the lower row first.
+
+    Raises
+    ------
+    InputError
+        When the row or layer does not exist, the row is special or padding, or `k` is below 1.
+    """
+    choose_layers(lake, [layer])
+    _check(lake, row)
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    tokens = lake.plan.counts.get("tokens", 0)
+    if exact or tokens < INDEXED:
+        standard = standard_of(lake, layer, site=site)
+        query = standard.unit(lake.read(layer=layer, rows=[row], site=site))
+        rows, cosines = _scan(lake, layer, standard, query[0], k + 1, site)
+    else:
+        index = vector_index(lake, layer, site=site, progress=progress)
+        query = index.standard.unit(lake.read(layer=layer, rows=[row], site=site))
+        rows, cosines = nearest(lake, layer, index, query, _CANDIDATES_EACH * k, site)
+    if not query.any():
+        raise InputError(f"row {row} of layer {layer} holds nothing but means: no token is like it")
+    keep = rows != row
+    order = np.lexsort((rows[keep], -cosines[keep]))[:k]
+    rows, cosines = rows[keep][order], cosines[keep][order]
+    lines = np.searchsorted(lake.blocks, rows // lake.block_rows) * lake.block_rows + rows % lake.block_rows
+    found = describe_lines(lake, lines, cosines, labels)
+    for entry in found:
+        entry["similarity"] = entry.pop("value")
+    return found
+
+
+def nearest(
+    lake: Lake, layer: int, index: VectorIndex, query: NDArray[np.float32], candidates: int, site: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Candidates of the index for one unit vector (1, neurons), and their cosines with it from the activations."""
+    rows = index.search(query, candidates + 1)[0]
+    rows = np.sort(rows[rows >= 0])
+    unit = index.standard.unit(lake.read(layer=layer, rows=rows, site=site))
+    return rows, unit @ query[0]
+
+
+def _scan(
+    lake: Lake, layer: int, standard: Standard, query: NDArray[np.float32], k: int, site: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k rows of largest cosine, and the cosines, of all ordinary tokens."""
+
+    def best(block: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        inside = ordinary_rows(lake, block)
+        cosines = standard.unit(lake.read_block(layer=layer, block=block, site=site)[inside]) @ query
+        few = np.lexsort((inside, -cosines))[:k]
+        return block * lake.block_rows + inside[few], cosines[few]
+
+    parts = list(map_ordered(best, lake.blocks, ahead=1))
+    return np.concatenate([rows for rows, _ in parts]), np.concatenate([cosines for _, cosines in parts])
+
+
+def _check(lake: Lake, row: int) -> None:
+    block, inside = divmod(row, lake.block_rows)
+    if block not in lake.blocks:
+        valid = (
+            f"rows of committed blocks, {lake.blocks[0] * lake.block_rows} to {(lake.blocks[-1] + 1) * lake.block_rows - 1}"
+        )
+        raise InputError(f"no row {row} in {lake.path}: valid are {valid}")
+    flags = lake.read_table("plan", block, ["flags"]).column("flags").to_numpy()
+    if flags[inside] & (SPECIAL | PADDING):
+        kind = "a special token" if flags[inside] & SPECIAL else "padding"
+        raise InputError(f"row {row} is {kind}: give the row of a token of the text (`neuronlake top … --json` shows rows)")

@@ -1,0 +1,231 @@
+"""A search index of one layer's tokens by their activation vectors, made when first asked for and kept in the lake.
+
+A token's vector holds the layer's activations, each standardised over the ordinary tokens; alike means a large cosine. The
+index is faiss' inverted file over the first principal components, in float16: it proposes, the activations decide.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.analysis.sketch import ordinary_rows
+from neuronlake.store.commits import commit_checksum
+from neuronlake.store.errors import DamageError, StorageError
+from neuronlake.store.index import index_staging
+from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish
+from neuronlake.store.lake import Lake
+from neuronlake.store.parallel import map_ordered
+from neuronlake.store.scan import Tile
+
+COMPONENTS = 256
+_SAMPLE = 32_768
+_CELL = 256  # tokens in a cell of the inverted file, about
+_MOST_CELLS = 4096
+_PROBED = 64
+_PREFIX = "vectors-"
+_VERSION = 1
+_ARRAYS = ("mean", "inverse", "components")
+_Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard:
+    """How activations of a layer are standardised."""
+
+    mean: NDArray[np.float32]
+    """(neurons,)."""
+    inverse: NDArray[np.float32]
+    """One over the standard deviation, 0 for constant neurons; (neurons,)."""
+
+    def unit(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Standardise in place and divide by the length: float32 (tokens, neurons); zero where nothing varies."""
+        values -= self.mean
+        values *= self.inverse
+        return unit_rows(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorIndex:
+    """The kept index of a layer."""
+
+    root: Path
+    name: str
+    record: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Covered blocks, ascending."""
+        return tuple(sorted(int(block) for block in self.record["blocks"]))
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """``mean`` and ``inverse`` (neurons,), ``components`` (neurons, COMPONENTS)."""
+        return {name: np.load(self.root / INDEX / self.name / f"{name}.npy") for name in _ARRAYS}
+
+    @property
+    def standard(self) -> Standard:
+        """How the vectors were standardised when the index was trained."""
+        return Standard(mean=self.arrays["mean"], inverse=self.arrays["inverse"])
+
+    @cached_property
+    def faiss(self) -> Any:
+        """The inverted file; its numbers are rows of the lake."""
+        import faiss
+
+        found: Any = faiss.read_index(str(self.root / INDEX / self.name / "faiss.index"))
+        found.nprobe = _PROBED
+        return found
+
+    def project(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Principal components of unit vectors, of length 1 again: float32 (tokens, COMPONENTS)."""
+        return unit_rows(unit @ self.arrays["components"])
+
+    def search(self, unit: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """Rows that may be most alike to each vector, best first: int64 (tokens, count), −1 where there are no more."""
+        _, rows = self.faiss.search(self.project(unit), count)
+        found: NDArray[np.int64] = rows
+        return found
+
+
+def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lambda done, total: None) -> VectorIndex:
+    """Return the index of a layer; what is missing is made from the activations and kept.
+
+    Blocks that were committed since are added. When the tokens have more than doubled, it is trained again.
+
+    Parameters
+    ----------
+    progress
+        Called with (blocks added, blocks to add).
+
+    Raises
+    ------
+    DamageError
+        When an activation chunk is damaged.
+    StorageError
+        When the lake cannot be written to.
+    """
+    import faiss
+
+    checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
+    base = _kept(lake, layer, site, checksums)
+    if base is not None and base.blocks == lake.blocks:
+        return base
+    rows = {block: ordinary_rows(lake, block) for block in lake.blocks}
+    tokens = sum(map(len, rows.values()))
+    if base is not None and tokens > 2 * int(base.record["trained"]):
+        base = None
+    if base is None:
+        arrays, made = _train(lake, layer, rows, site)
+        covered: tuple[int, ...] = ()
+        standard = Standard(mean=arrays["mean"], inverse=arrays["inverse"])
+    else:
+        arrays, made, covered, standard = base.arrays, base.faiss, base.blocks, base.standard
+    missing = [block for block in lake.blocks if block not in covered]
+
+    def vectors(block: int) -> NDArray[np.float32]:
+        unit = standard.unit(lake.read_block(layer=layer, block=block, site=site)[rows[block]])
+        return unit_rows(unit @ arrays["components"])
+
+    for done, (block, found) in enumerate(zip(missing, map_ordered(vectors, missing, ahead=1), strict=True)):
+        made.add_with_ids(found, block * lake.block_rows + rows[block])
+        progress(done + 1, len(missing))
+    record: dict[str, Any] = {
+        "version": _VERSION,
+        "site": site,
+        "layer": layer,
+        "components": int(arrays["components"].shape[1]),
+        "trained": tokens if base is None else base.record["trained"],
+        "blocks": {str(block): checksums[block] for block in lake.blocks},
+        "faiss": faiss.__version__,
+    }
+    start = f"{_PREFIX}{site}-{layer}-"
+    name = f"{start}{hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]}"
+    with index_staging(lake.path, name) as folder:
+        for array, values in arrays.items():
+            np.save(folder / f"{array}.npy", values)
+        (folder / "faiss.index").write_bytes(faiss.serialize_index(made).tobytes())
+        discard(lake.path, name, kept=INDEX)
+        publish(folder, name, record)
+    for other in kept_results(lake.path, kept=INDEX):
+        if other.startswith(start) and other != name:
+            discard(lake.path, other, kept=INDEX)
+    return VectorIndex(root=lake.path, name=name, record=kept_record(lake.path, name, kept=INDEX))
+
+
+def standard_of(lake: Lake, layer: int, *, site: str) -> Standard:
+    """Mean and standard deviation of a layer's neurons over the ordinary tokens, by one scan of the layer."""
+    ordinary = {block: ordinary_rows(lake, block) for block in lake.blocks}
+
+    def moments(tile: Tile) -> tuple[int, int, NDArray[np.float64], NDArray[np.float64]]:
+        values = tile.values[ordinary[tile.block]]
+        mean = values.mean(axis=0, dtype=np.float64)
+        return tile.first_neuron, len(values), mean, np.square(values - mean).sum(axis=0)
+
+    count = np.zeros(lake.neurons)
+    mean, square = np.zeros((2, lake.neurons))
+    for first, n, some, squares in lake.scan(
+        moments, layers=[layer], blocks=[b for b in lake.blocks if len(ordinary[b])], site=site
+    ):
+        here = slice(first, first + len(some))
+        delta, whole = some - mean[here], count[here] + n  # Chan, Golub & LeVeque 1979
+        square[here] += squares + delta * delta * (count[here] * n / whole)
+        mean[here] += delta * (n / whole)
+        count[here] = whole
+    deviation = np.sqrt(square / np.maximum(count, 1))
+    inverse = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    return Standard(mean=mean.astype(np.float32), inverse=inverse.astype(np.float32))
+
+
+def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Divide every row by its length; zero stays zero."""
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(values, length, out=np.zeros_like(values), where=length > 0)
+    return unit
+
+
+def _train(
+    lake: Lake, layer: int, rows: Mapping[int, NDArray[np.int64]], site: str
+) -> tuple[dict[str, NDArray[np.float32]], Any]:
+    """Principal components and cells, from a sample of the tokens."""
+    import faiss
+
+    standard = standard_of(lake, layer, site=site)
+    every = np.concatenate([block * lake.block_rows + inside for block, inside in rows.items()])
+    sample = np.sort(np.random.default_rng(0).choice(every, min(_SAMPLE, len(every)), replace=False))
+    unit = standard.unit(lake.read(layer=layer, rows=sample, site=site))
+    _, vectors = np.linalg.eigh((unit.T @ unit).astype(np.float64))
+    components = np.ascontiguousarray(vectors[:, ::-1][:, :COMPONENTS], dtype=np.float32)
+    cells = int(np.clip(len(every) // _CELL, 1, _MOST_CELLS))
+    width = components.shape[1]
+    kind = faiss.ScalarQuantizer.QT_fp16  # eight bits do not tell first tokens of sentences apart: thousands, nearly equal
+    flat = faiss.IndexFlatIP(width)
+    made = faiss.IndexIVFScalarQuantizer(flat, width, cells, kind, faiss.METRIC_INNER_PRODUCT)
+    made.cp.min_points_per_centroid = 1  # else it prints a warning
+    made.train(unit_rows(unit @ components))
+    return {"mean": standard.mean, "inverse": standard.inverse, "components": components}, made
+
+
+def _kept(lake: Lake, layer: int, site: str, checksums: Mapping[int, str]) -> VectorIndex | None:
+    best: VectorIndex | None = None
+    for name in kept_results(lake.path, kept=INDEX):
+        if not name.startswith(f"{_PREFIX}{site}-{layer}-"):
+            continue
+        try:
+            record = kept_record(lake.path, name, kept=INDEX, full=True)
+        except DamageError:  # it is made again
+            with suppress(StorageError):
+                discard(lake.path, name, kept=INDEX)
+            continue
+        found = VectorIndex(root=lake.path, name=name, record=record)
+        fits = all(checksums.get(int(block)) == checksum for block, checksum in record["blocks"].items())
+        if record["version"] == _VERSION and fits and (best is None or len(found.blocks) > len(best.blocks)):
+            best = found
+    return best
