@@ -1,6 +1,7 @@
 """Tokens by what a user calls them: row numbers, a sentence, a word form, a filter; and at most so many of one document."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 
 import numpy as np
@@ -8,9 +9,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_rows import ChosenRows, token_mask
-from neuronlake.analysis.labels import SUBWORD_POLICIES, token_labels
-from neuronlake.analysis.source import LakeSource
-from neuronlake.store.errors import InputError
+from neuronlake.analysis.labels import SUBWORD_POLICIES, LabelRequest, labels_key, token_labels
+from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
+from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.tables import PADDING, SPECIAL
 
@@ -94,6 +95,8 @@ def eligible_tokens(source: LakeSource, where: Where, *, special: bool) -> NDArr
     """
     if isinstance(where, tuple):
         by, tag = where
+        if (listed := _listed(source, by, tag)) is not None:
+            return listed
         labels = token_labels(source, by, subword="all", min_tokens=1)
         if tag not in labels.tags:
             known = ", ".join(labels.tags[:40]) + (", …" if len(labels.tags) > 40 else "")
@@ -104,6 +107,18 @@ def eligible_tokens(source: LakeSource, where: Where, *, special: bool) -> NDArr
     if where is not None and not mask.any():
         raise InputError(f"where={where!r} is true of none of the tokens")
     return mask
+
+
+def _listed(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_] | None:
+    """Tokens with a tag, from lists that the index has of the label: no table is read. None where it has none."""
+    if isinstance(source, Lake):
+        asked = labels_key(source, LabelRequest(by=by, subword="all"))
+        for lists in source.index(DEFAULT_SITE).tag_lists:
+            if lists.labels == asked and lists.blocks == source.blocks and tag in lists.tags:
+                with suppress(DamageError):
+                    found: NDArray[np.bool_] = lists.row_tags(source.blocks, source.block_rows) == lists.tags.index(tag)
+                    return found
+    return None
 
 
 def rows_of_lines(source: LakeSource, lines: NDArray[np.int64]) -> NDArray[np.int64]:

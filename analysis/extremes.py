@@ -7,12 +7,12 @@ the highest bound first, since what it holds may close the others. This is the t
 in the same way what a filter passes: all its tokens of a block have tags, and what their lists lack comes after their ends.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.analysis.chosen_tokens import token_documents, within_cap
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import DamageError
 from neuronlake.store.lake import Lake
@@ -57,9 +57,9 @@ def find_extremes(
         At most so many tokens of one document.
     """
     search = _Search(source, layer, neuron, bottom=bottom, eligible=eligible, site=site)
-    documents = _Documents(source) if per_document is not None else None
+    documents = None if per_document is None else token_documents(source)
     while True:
-        chosen = search.best(k, None if documents is None else documents.capped(per_document or 0))
+        chosen = search.best(k, documents, per_document)
         if not search.open_further(chosen, full=len(chosen) == k):
             return search.result(chosen)
 
@@ -91,11 +91,11 @@ class _Search:
                     self._take_tag_lists(source, lists, eligible, bottom=bottom)
             self._close_what_is_known(eligible)
 
-    def best(self, k: int, cap: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None) -> NDArray[np.int64]:
-        """Places of the k best known tokens, best first."""
+    def best(self, k: int, documents: NDArray[np.int64] | None, cap: int | None) -> NDArray[np.int64]:
+        """Places of the k best known tokens, best first, at most `cap` of a document."""
         order = np.lexsort((self._lines, -self._values))
-        if cap is not None:
-            order = order[cap(self._lines[order])]
+        if documents is not None and cap is not None:
+            order = order[within_cap(documents[self._lines[order]], cap)]
         return order[:k]
 
     def open_further(self, chosen: NDArray[np.int64], *, full: bool) -> bool:
@@ -199,26 +199,6 @@ class _Search:
             inside = np.flatnonzero(_flags_of_block(source, block) & (SPECIAL | PADDING) == 0)
         column = source.read_block(layer=self._layer, block=block, neurons=[self._neuron], site=self._site)[:, 0]
         return first + inside, column[inside] * self._sign
-
-
-class _Documents:
-    """Documents of tokens, looked up when they are needed."""
-
-    def __init__(self, source: LakeSource):
-        self._documents: NDArray[np.int64] = source.tokens().column("document").to_numpy()
-
-    def capped(self, limit: int) -> Callable[[NDArray[np.int64]], NDArray[np.bool_]]:
-        """Return which of some tokens, best first, are among the first `limit` of their document."""
-
-        def cap(lines: NDArray[np.int64]) -> NDArray[np.bool_]:
-            documents = self._documents[lines]
-            order = np.argsort(documents, kind="stable")
-            starts = np.flatnonzero(np.append(True, documents[order][1:] != documents[order][:-1])) if len(order) else order
-            place = np.empty(len(order), dtype=np.int64)
-            place[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-            return place < limit
-
-        return cap
 
 
 def _lines_of(rows: NDArray[np.int64], lake: Lake) -> NDArray[np.int64]:

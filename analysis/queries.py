@@ -1,18 +1,16 @@
 """The tokens on which a neuron is strongest, exactly, with their text."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.chosen_rows import token_mask
+from neuronlake.analysis.chosen_tokens import Where, eligible_tokens
 from neuronlake.analysis.extremes import Extremes, find_extremes
-from neuronlake.analysis.labels import LabelRequest, labels_key, token_labels
 from neuronlake.analysis.neuron import check_neuron
 from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
-from neuronlake.store.errors import DamageError, InputError
+from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.tables import SPECIAL
 
@@ -26,7 +24,7 @@ def top_tokens(
     k: int = 20,
     *,
     bottom: bool = False,
-    where: tuple[str, str] | str | None = None,
+    where: Where = None,
     per_document: int | None = None,
     labels: Sequence[str] = (),
     special: bool = False,
@@ -61,7 +59,8 @@ def top_tokens(
     Returns
     -------
     list of dict
-        rank (from 1), row, value, token, context, document, sentence, special and, if asked for, labels. `token` is the
+        rank (from 1), row, value, token, start, context, document, sentence, special and, if asked for, labels. `start` is
+        where the token begins in the sentence (and its « in the context), in code points; `token` is the
         text the token covers and `context` its sentence with the token between « and »; a special token has none
         (``""``) and is flagged, its context is the bare sentence.
 
@@ -86,7 +85,7 @@ def find_top(
     k: int,
     *,
     bottom: bool = False,
-    where: tuple[str, str] | str | None = None,
+    where: Where = None,
     per_document: int | None = None,
     special: bool = False,
     site: str = DEFAULT_SITE,
@@ -96,39 +95,15 @@ def find_top(
     for name, number in (("k", k), ("per_document", per_document)):
         if number is not None and number < 1:
             raise InputError(f"{name} must be at least 1, got {number}")
-    eligible = None
-    if where is not None or special:
-        eligible = _eligible(source, where, special=special)
+    eligible = None if where is None and not special else eligible_tokens(source, where, special=special)
     return find_extremes(source, layer, neuron, k, bottom=bottom, eligible=eligible, per_document=per_document, site=site)
 
 
-def _eligible(source: LakeSource, where: tuple[str, str] | str | None, *, special: bool) -> NDArray[np.bool_]:
-    if isinstance(where, tuple):
-        return _tagged(source, *where)
-    eligible = token_mask(source, where, special=special)
-    if where is not None and not eligible.any():
-        raise InputError(f"where={where!r} is true of none of the tokens")
-    return eligible
-
-
-def _tagged(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_]:
-    if isinstance(source, Lake):  # lists of the label know it without a table being read
-        asked = labels_key(source, LabelRequest(by=by, subword="all"))
-        for lists in source.index(DEFAULT_SITE).tag_lists:
-            if lists.labels == asked and lists.blocks == source.blocks:
-                with suppress(DamageError, ValueError):  # ValueError: no such tag
-                    tagged: NDArray[np.bool_] = lists.row_tags(source.blocks, source.block_rows) == lists.tags.index(tag)
-                    return tagged
-    labels = token_labels(source, by, subword="all", min_tokens=1)
-    if tag not in labels.tags:
-        known = ", ".join(labels.tags[:40]) + (", …" if len(labels.tags) > 40 else "")
-        raise InputError(f"no tag {tag!r} of {by!r}: known are {known}")
-    found: NDArray[np.bool_] = labels.codes == labels.tags.index(tag)
-    return found
-
-
 def describe_lines(
-    source: LakeSource, lines: NDArray[np.int64], values: NDArray[np.float32], labels: Sequence[str] = ()
+    source: LakeSource,
+    lines: NDArray[np.int64],
+    values: NDArray[np.float32] | NDArray[np.float64],
+    labels: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Text and context of some lines of the token table with their values, see `top_tokens`."""
     places: list[dict[str, Any]] = [{}] * len(lines)
@@ -155,7 +130,7 @@ def _block_text(source: LakeSource, block: int, labels: tuple[str, ...]) -> tupl
 
 
 def _describe(
-    texts: dict[int, str], tokens: list[dict[str, Any]], values: NDArray[np.float32], labels: tuple[str, ...]
+    texts: dict[int, str], tokens: list[dict[str, Any]], values: NDArray[np.floating[Any]], labels: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     described = []
     for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
@@ -167,6 +142,7 @@ def _describe(
             "row": token["row"],
             "value": float(value),
             "token": "" if special else text[start:end],
+            "start": None if special else start,
             "context": text if special else f"{text[:start]}{_MARKS[0]}{text[start:end]}{_MARKS[1]}{text[end:]}",
             "document": token["document"],
             "sentence": token["sentence"],

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.analysis.chosen_tokens import locate_rows
 from neuronlake.analysis.queries import describe_lines
 from neuronlake.analysis.sketch import ordinary_rows
 from neuronlake.analysis.source import DEFAULT_SITE, choose_layers
@@ -13,11 +14,12 @@ from neuronlake.analysis.token_vectors import Standard, VectorIndex, standard_of
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
-from neuronlake.store.tables import PADDING, SPECIAL
+from neuronlake.store.tables import SPECIAL
 
 INDEXED = 20_000
 """With fewer tokens in a layer everything is compared: an index would save nothing."""
-_CANDIDATES_EACH = 10
+CANDIDATES_EACH = 10
+"""Tokens whose cosine is computed for every one that is wanted."""
 _Progress = Callable[[int, int], None]
 
 
@@ -66,18 +68,20 @@ def similar_tokens(
         When the row or layer does not exist, the row is special or padding, or `k` is below 1.
     """
     choose_layers(lake, [layer])
-    _check(lake, row)
+    (flags,) = (flags for _, flags in locate_rows(lake, [row]).values())
+    if flags[0] & SPECIAL:
+        raise InputError(f"row {row} is a special token: give the row of a token of the text (`top --json` shows rows)")
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     tokens = lake.plan.counts.get("tokens", 0)
     if exact or tokens < INDEXED:
         standard = standard_of(lake, layer, site=site)
         query = standard.unit(lake.read(layer=layer, rows=[row], site=site))
-        rows, cosines = _scan(lake, layer, standard, query[0], k + 1, site)
+        rows, cosines = nearest_of_all(lake, layer, standard, query[0], k + 1, site)
     else:
         index = vector_index(lake, layer, site=site, progress=progress)
         query = index.standard.unit(lake.read(layer=layer, rows=[row], site=site))
-        rows, cosines = nearest(lake, layer, index, query, _CANDIDATES_EACH * k, site)
+        rows, cosines = nearest(lake, layer, index, query, CANDIDATES_EACH * k, site)
     if not query.any():
         raise InputError(f"row {row} of layer {layer} holds nothing but means: no token is like it")
     keep = rows != row
@@ -100,7 +104,7 @@ def nearest(
     return rows, unit @ query[0]
 
 
-def _scan(
+def nearest_of_all(
     lake: Lake, layer: int, standard: Standard, query: NDArray[np.float32], k: int, site: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k rows of largest cosine, and the cosines, of all ordinary tokens."""
@@ -113,16 +117,3 @@ def _scan(
 
     parts = list(map_ordered(best, lake.blocks, ahead=1))
     return np.concatenate([rows for rows, _ in parts]), np.concatenate([cosines for _, cosines in parts])
-
-
-def _check(lake: Lake, row: int) -> None:
-    block, inside = divmod(row, lake.block_rows)
-    if block not in lake.blocks:
-        valid = (
-            f"rows of committed blocks, {lake.blocks[0] * lake.block_rows} to {(lake.blocks[-1] + 1) * lake.block_rows - 1}"
-        )
-        raise InputError(f"no row {row} in {lake.path}: valid are {valid}")
-    flags = lake.read_table("plan", block, ["flags"]).column("flags").to_numpy()
-    if flags[inside] & (SPECIAL | PADDING):
-        kind = "a special token" if flags[inside] & SPECIAL else "padding"
-        raise InputError(f"row {row} is {kind}: give the row of a token of the text (`neuronlake top … --json` shows rows)")

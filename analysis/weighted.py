@@ -109,7 +109,7 @@ def top_tokens_weighted(
     found = find_weighted(
         source, weights, k, bottom=bottom, where=where, per_document=per_document, special=special, site=site
     )
-    return describe_lines(source, found.lines, found.values, labels)  # type: ignore[arg-type]
+    return describe_lines(source, found.lines, found.values, labels)
 
 
 def find_weighted(

@@ -4,8 +4,8 @@ import sys
 from importlib import import_module
 
 NAMES = (
-    "alignment", "encodings", "extraction", "faults", "fidelity", "kill", "languages", "memory", "queries", "reference",
-    "statistics", "storage",
+    "alignment", "encodings", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory", "neighbours",
+    "queries", "reference", "statistics", "storage",
 )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, keep, scratch, small_lake, whole_train_lake
+from benchmarks.common import EWT_DEV, ROOT, corpora, keep, scratch, small_lake, smollm2, whole_train_lake
+from benchmarks.statistics import linked
 
 K = 64
 _SHARES = (0.01, 0.1, 0.5)
@@ -44,6 +45,7 @@ def run(*, sentences: int | None = None, neurons: int = 100) -> dict[str, Any]:
     with scratch() as name:
         root = whole_train_lake() if sentences is None else small_lake(Path(name), sentences)
         complete_index(open_lake(root))
+        made = _tag_lists(root, Path(name))
         lake = open_lake(root)
         rng = random.Random(0)
         asked = [(rng.choice(lake.layers), rng.randrange(lake.neurons)) for _ in range(neurons)]
@@ -54,7 +56,10 @@ def run(*, sentences: int | None = None, neurons: int = 100) -> dict[str, Any]:
             **_top(lake, asked),
             **_filtered(lake, asked),
             **_column(lake, asked),
+            **_tagged(lake, asked),
             **_index(lake),
+            **made,
+            **_building(Path(name), sentences),
         }
         print("| | |\n|---|---|")
         for what, text in _lines(result):
@@ -82,6 +87,85 @@ def _top(lake: Any, asked: list[tuple[int, int]]) -> dict[str, Any]:
         "top_chunks": float(np.mean(chunks)),
         "top_chunks_largest": max(chunks),
     }
+
+
+def _tagged(lake: Any, asked: list[tuple[int, int]]) -> dict[str, Any]:
+    """Top tokens within a tag whose lists the index has."""
+    from neuronlake.analysis.queries import find_top
+
+    tags = ("NOUN", "VERB", "PRON")
+    chunks, warm = [], []
+    for place, (layer, neuron) in enumerate(asked):
+        where = ("upos", tags[place % len(tags)])
+        chunks.append(len(find_top(lake, layer, neuron, K, where=where).blocks_read))
+        warm.append(_seconds(lambda at=(layer, neuron), where=where: find_top(lake, *at, K, where=where)))  # type: ignore[misc]
+    return {"tagged_chunks_largest": max(chunks), "tagged_s": statistics.median(warm)}
+
+
+def _tag_lists(root: Path, folder: Path) -> dict[str, Any]:
+    """Make the lists per tag of a lake that has none: what it takes per block."""
+    from neuronlake.analysis import complete_tag_lists, compute_statistics
+    from neuronlake.store import open_lake
+
+    copy = open_lake(linked(root, folder / "copy", without=("statistics", "index")))
+    made = _seconds(lambda: complete_tag_lists(copy, "upos"))
+    lake = open_lake(root)
+    complete_tag_lists(lake, "upos")
+    compute_statistics(lake, "upos")
+    return {"tag_lists_s": made}
+
+
+def _building(folder: Path, sentences: int | None) -> dict[str, Any]:
+    """Share of an extraction's processor time that index and lists per tag take, by what runs within them."""
+    import neuronlake.store.writer as writer
+    from neuronlake.analysis import TagListsBuilder
+    from neuronlake.extractor import ConlluCorpus, ExtractSettings, Observer, extract, resolve_model
+    from neuronlake.store.index_build import BlockIndexer
+
+    spent = {"index": 0.0, "tag lists": 0.0}
+
+    def timed(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return call(*arguments, **options)
+            finally:
+                spent[what] += time.thread_time() - start
+
+        return run
+
+    builders: list[Any] = []
+
+    def tap(lake: Path) -> Any:
+        builders.append(TagListsBuilder(lake, "upos"))
+        return timed("tag lists", builders[0].add)
+
+    kept = BlockIndexer.add, BlockIndexer.finish, writer.keep_block
+    BlockIndexer.add, BlockIndexer.finish = timed("index", kept[0]), timed("index", kept[1])  # type: ignore[method-assign]
+    writer.keep_block = timed("index", kept[2])  # type: ignore[attr-defined]
+    try:
+        corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,), limit_sentences=sentences)
+        settings = ExtractSettings(block_rows=None if sentences is None else 1024)
+        source = resolve_model(smollm2())
+        start = time.process_time()
+        report = extract(folder / "built.lake", corpus, source, settings, Observer(tap=tap))
+        whole = time.process_time() - start
+        finishing = _process_seconds(builders[0].finish)
+    finally:
+        BlockIndexer.add, BlockIndexer.finish, writer.keep_block = kept  # type: ignore[method-assign, attr-defined]
+    return {
+        "built_blocks": len(report.extracted),
+        "index_share_of_extraction": spent["index"] / whole,
+        "tag_lists_share_of_extraction": spent["tag lists"] / whole,
+        "tag_lists_finish_s": finishing,
+        "extraction_block_s": whole / len(report.extracted),
+    }
+
+
+def _process_seconds(call: Callable[[], Any]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def _filtered(lake: Any, asked: list[tuple[int, int]]) -> dict[str, Any]:
@@ -114,17 +198,20 @@ def _column(lake: Any, asked: list[tuple[int, int]]) -> dict[str, Any]:
 def _index(lake: Any) -> dict[str, Any]:
     """Bytes of the index, and the time to make that of a block beside decoding the block."""
     from neuronlake.store.index import index_block
-    from neuronlake.store.kept import INDEX
+    from neuronlake.store.kept import INDEX, STATISTICS
 
     values = sum(commit.rows for commit in lake.commits) * len(lake.layers) * lake.neurons
-    stored = sum(path.stat().st_size for path in (lake.path / INDEX).glob("blocks-*/**/*") if path.is_file())
+    stored = {
+        what: sum(path.stat().st_size for path in lake.path.glob(f"{pattern}/**/*") if path.is_file())
+        for what, pattern in (("index", f"{INDEX}/blocks-*"), ("tag lists", f"{INDEX}/tags-*"), ("statistics", STATISTICS))
+    }
     index_block(lake, lake.blocks[0])
     blocks = lake.blocks[:3]
     made = [_seconds(lambda block=block: index_block(lake, block)) for block in blocks]  # type: ignore[misc]
     scanned = [_seconds(lambda block=block: list(lake.scan(lambda tile: None, blocks=[block]))) for block in blocks]  # type: ignore[misc]
     return {
-        "index_bytes": stored,
-        "index_share_of_float16": stored / (2 * values),
+        "bytes": stored,
+        "share_of_float16": {what: size / (2 * values) for what, size in stored.items()},
         "index_block_s": statistics.median(made),
         "scan_block_s": statistics.median(scanned),
     }
@@ -138,7 +225,21 @@ def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("chunks read", f"{result['top_chunks']:.2f} (largest {result['top_chunks_largest']}) of {result['blocks']}"),
         (f"bytes of the column read, k = {_FILTERED_K}, by selectivity", shares),
         ("one column against its layer", f"{result['column_share']:.3f} ({result['column_s'] * 1e3:.0f} ms)"),
-        ("index", f"{result['index_bytes'] / 1e6:.0f} MB, {result['index_share_of_float16']:.2%} of float16"),
+        (
+            f"top {K} within a part of speech",
+            f"{result['tagged_s'] * 1e3:.1f} ms, {result['tagged_chunks_largest']} chunks at most",
+        ),
+        *(
+            (what, f"{size / 1e6:.0f} MB, {result['share_of_float16'][what]:.2%} of float16")
+            for what, size in result["bytes"].items()
+        ),
+        ("all of it", f"{sum(result['share_of_float16'].values()):.2%} of float16"),
+        ("listing per tag afterwards, all blocks", f"{result['tag_lists_s']:.1f} s"),
+        (
+            f"processor time of an extraction of {result['built_blocks']} blocks",
+            f"index {result['index_share_of_extraction']:.2%}, lists per tag {result['tag_lists_share_of_extraction']:.2%} "
+            f"and {result['tag_lists_finish_s']:.1f} s at the end (a block {result['extraction_block_s']:.0f} s)",
+        ),
         ("indexing a block", f"{result['index_block_s']:.2f} s, decoding it {result['scan_block_s']:.2f} s"),
     ]
 

@@ -76,10 +76,10 @@ def run(
             **_against_scan(lake, chosen, repeats),
             **_against_peers(lake, chosen[:peer_layers], repeats),
             **_one_pass(lake, chosen),
-            **_kept(_linked(root, folder / "kept")),
+            **_kept(linked(root, folder / "kept")),
         }
         if sentences is None:
-            result["ewt_train"] = _phases(_linked(whole_train_lake(), folder / "train"))
+            result["ewt_train"] = _phases(linked(whole_train_lake(), folder / "train"))
     keep("statistics", result)
     return result
 
@@ -279,18 +279,18 @@ def _phases(root: Path) -> dict[str, Any]:
     return {**counts, "minutes": minutes}
 
 
-def _linked(root: Path, folder: Path) -> Path:
-    """A lake with the same files and nothing kept."""
+def linked(root: Path, folder: Path, *, without: tuple[str, ...] = ("statistics",)) -> Path:
+    """A lake with the same files, but for what is kept in some folders."""
     target = folder / root.name
     for path in root.rglob("*"):
         relative = path.relative_to(root)
-        if relative.parts[0] == "statistics":
+        if relative.parts[0] in without:
             continue
         if path.is_dir():
             (target / relative).mkdir(parents=True, exist_ok=True)
         else:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            (target / relative).symlink_to(path)
+            (target / relative).symlink_to(path.resolve())
     return target
 
 

@@ -84,11 +84,13 @@ def _top(options: argparse.Namespace) -> int:
     return 0
 
 
-def print_tokens(entries: Sequence[dict[str, Any]], labels: Sequence[str], *, rows: bool = False) -> None:
+def print_tokens(
+    entries: Sequence[dict[str, Any]], labels: Sequence[str], *, rows: bool = False, value: str = "value"
+) -> None:
     """Print tokens in context; what does not fit on the terminal is taken from the context, never from the values."""
     console = output()
     longest = _LABEL_WIDTH if console.is_terminal else None
-    columns = {">value": [number(entry["value"]) for entry in entries]}
+    columns = {f">{value}": [number(entry[value]) for entry in entries]}
     if rows:
         columns[">row"] = [str(entry["row"]) for entry in entries]
     columns |= {label: [_shortened(str(entry["labels"][label] or "–"), longest) for entry in entries] for label in labels}
@@ -115,10 +117,10 @@ def _shortened(text: str, longest: int | None) -> str:
 
 def context(entry: dict[str, Any], width: int = 60) -> str:
     """Return a token's sentence as console markup: the token highlighted, `width` characters kept on either side."""
-    before, mark, rest = entry["context"].partition("«")
-    if not mark:
-        return f"[dim](special token)[/dim] {escape(before[:width])}"
-    token, _, after = rest.partition("»")
+    text, token, start = entry["context"], entry["token"], entry["start"]
+    if start is None:
+        return f"[dim](special token)[/dim] {escape(text[:width])}"
+    before, after = text[:start], text[start + len(token) + 2 :]  # two marks; a sentence may have others of its own
     bare = token.lstrip() or token  # a leading space belongs to the token, but looks wrong inside the marks
     before, token = before + token[: len(token) - len(bare)], bare
     before = f"…{before[-width:]}" if len(before) > width else before

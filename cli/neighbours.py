@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from neuronlake.cli.analyse import context
+from neuronlake.cli.analyse import print_tokens
 from neuronlake.cli.common import add_command, add_lake, number, output, print_json, table
 from neuronlake.cli.questions import open_for_question, progress_bar
 from neuronlake.store import InputError
@@ -95,8 +95,6 @@ def _of_neuron(options: argparse.Namespace) -> int:
 
 
 def _of_token(options: argparse.Namespace) -> int:
-    from rich.markup import escape
-
     from neuronlake.analysis import similar_tokens
 
     _refuse(options, "a neuron", ("by", "label", "candidates"))
@@ -116,11 +114,7 @@ def _of_token(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return 0
-    grid = table(">similarity", *labels, "context")
-    for entry in found:
-        shown = (escape(str(entry["labels"][label] or "–")) for label in labels)
-        grid.add_row(number(entry["similarity"]), *shown, context(entry))
-    output().print(grid)
+    print_tokens(found, labels, value="similarity")
     return 0
 
 

@@ -20,9 +20,11 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("encodings", "run(0.01, 96, (0,), ('int8a',))", "| int8a | "),
         ("extraction", "run(1, 512)", "| neuronlake | "),
         ("faults", "run(60, 80, 20)", "'found by verify': 100"),
+        ("growth", "run(blocks=(8,), growth=(2, 4), sentences=60)", "| 8,192 | 50 % | "),
         ("kill", "run(2)", "every finished lake is byte-identical"),
         ("languages", "run(('smollm2',), 12)", "LAPE neurons of each language"),
         ("memory", "run(40, 2)", "| 2x | "),
+        ("neighbours", "run(sentences=60, neurons=4, tokens=5, layers=(3,))", "| recall@10 with 50 candidates | "),
         ("queries", "run(sentences=60, neurons=4)", "| one column against its layer | "),
         ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
         (

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from query_lakes import flags, make_lake, stored
+from rich.text import Text
 
 from neuronlake.analysis import choose_tokens, column_table, firing_neurons, tokens_above, top_tokens_weighted
+from neuronlake.cli.analyse import context
 from neuronlake.cli.main import main
 
 
@@ -209,3 +211,8 @@ def test_help_has_examples(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
     assert f"neuronlake {command} my.lake" in out
+
+
+def test_a_sentence_with_guillemets_of_its_own_is_marked_at_the_token():
+    entry = {"context": "il dit «oui»« et» part", "token": " et", "start": 12}
+    assert Text.from_markup(context(entry)).plain == "il dit «oui» «et» part"
