@@ -116,9 +116,7 @@ class StatisticsBuilder:
 
 def _kept_bins(lake: Lake, by: str) -> tuple[str | None, NDArray[np.int16] | None]:
     """Name and scales of the histograms that are kept already: what is added to them must have the same bins."""
-    key = StatisticsKey(
-        lake=lake.fingerprint, site=DEFAULT_SITE, labels=LabelRequest(by=by).as_dict(), folds=FOLDS, basic=False
-    )
+    key = StatisticsKey.of(lake, LabelRequest(by=by), site=DEFAULT_SITE, folds=FOLDS, basic=False)
     found = find_kept(lake, key, block_checksums(lake))
     if found is None or not found.counted:
         return None, None

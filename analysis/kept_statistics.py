@@ -25,11 +25,12 @@ from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statist
 from neuronlake.analysis.execute import Progress, run_all
 from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
 from neuronlake.analysis.histogram import Binning
-from neuronlake.analysis.labels import MIN_TOKENS
+from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, labels_key
+from neuronlake.analysis.source import LakeSource
 from neuronlake.store.arrays import create_array
 from neuronlake.store.commits import commit_checksum
 from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.kept import STATISTICS, discard, kept_record, kept_results, staging, write_record
+from neuronlake.store.kept import INDEX, STATISTICS, discard, kept_record, kept_results, staging, write_record
 from neuronlake.store.lake import Lake
 
 VERSION = 1
@@ -48,13 +49,19 @@ class StatisticsKey:
     """Fingerprint."""
     site: str
     labels: Mapping[str, Any]
-    """by, where, subword, shift."""
+    """by, where, subword, shift; where it uses columns that were added later, ``added``: their label sets' identities."""
     folds: int
     basic: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {**self.__dict__, "labels": dict(self.labels), "version": VERSION}
+
+    @classmethod
+    def of(cls, source: LakeSource, request: LabelRequest, *, site: str, folds: int, basic: bool) -> "StatisticsKey":
+        """Return the key of a question to a lake as it is now."""
+        labels = labels_key(source, request)
+        return cls(lake=source.fingerprint, site=site, labels=labels, folds=folds, basic=basic)
 
     @property
     def name(self) -> str:
@@ -287,6 +294,19 @@ def result_name(key: StatisticsKey, blocks: Mapping[int, str]) -> str:
     """Folder name of a result that covers these blocks."""
     text = json.dumps(sorted(blocks.items()))
     return f"{key.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def discard_of_labels(root: Path, identity: str) -> list[str]:
+    """Remove the results that rest on a label set, and return their names: without it they are never used again."""
+    found = []
+    for kept, name in [(folder, name) for folder in (STATISTICS, INDEX) for name in kept_results(root, kept=folder)]:
+        with suppress(DamageError):
+            record = kept_record(root, name, kept=kept)
+            labels = record["key"]["labels"] if kept == STATISTICS else record.get("labels", {})  # lists of top tokens
+            if identity in labels.get("added", {}).values():
+                discard(root, name, kept=kept)
+                found.append(name)
+    return found
 
 
 def discard_others(lake: Lake, key: StatisticsKey, name: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.source import LakeSource
 from neuronlake.analysis.sql import Expression, evaluate
 from neuronlake.store.errors import InputError
+from neuronlake.store.lake import Lake
 from neuronlake.store.tables import SENTENCE_LABELS
 
 JOIN = "×"
@@ -21,6 +22,9 @@ def column_rows(source: LakeSource, table: Any, column: str, shift: int) -> tupl
     """For each row of the token table the index of its label's value, −1 where there is none."""
     if shift == 0:
         return _encode(table.column(column))
+    if of_rows(source, column):
+        codes, values = _encode(table.column(column))
+        return _of_last_subword(source, table, codes, shift), values
     of_sentence = column in SENTENCE_LABELS
     word_table = source.words(["word", "sentence"] if of_sentence else ["word", "sentence", column])
     target = _shifted_words(word_table, numpy_column(table, "word"), shift)
@@ -37,14 +41,12 @@ def sql_rows(source: LakeSource, table: Any, label: Expression, shift: int) -> t
     answer_codes, values = _encode(answers)
     codes = np.full(table.num_rows, -1, dtype=np.int32)
     codes[rows] = answer_codes
-    if shift == 0:
-        return codes, values
-    words, word_table = numpy_column(table, "word"), source.words(["word", "sentence"])
-    own, target = (_shifted_words(word_table, words, places) for places in (0, shift))
-    last = np.full(word_table.num_rows + 1, -1, dtype=np.int64)  # the last entry is for −1
-    with_word = np.flatnonzero(own >= 0)
-    last[own[with_word]] = with_word  # of a word's rows the last is assigned last
-    return np.append(codes, np.int32(-1))[last[target]], values
+    return codes if shift == 0 else _of_last_subword(source, table, codes, shift), values
+
+
+def of_rows(source: LakeSource, column: str) -> bool:
+    """Whether a label column says something of single tokens, not of words."""
+    return isinstance(source, Lake) and any(labels.of == "rows" and column in labels.columns for labels in source.label_sets)
 
 
 def join_rows(parts: Sequence[tuple[NDArray[np.int32], list[str]]], by: str) -> tuple[NDArray[np.int32], list[str]]:
@@ -58,6 +60,16 @@ def join_rows(parts: Sequence[tuple[NDArray[np.int32], list[str]]], by: str) -> 
         if len(set(values)) < len(values):
             raise InputError(f"values of {by!r} that hold a {JOIN} cannot be told apart when joined")
     return codes, values
+
+
+def _of_last_subword(source: LakeSource, table: Any, codes: NDArray[np.int32], shift: int) -> NDArray[np.int32]:
+    """For each row the code of the last sub-word of the word `shift` places on, −1 where there is none."""
+    words, word_table = numpy_column(table, "word"), source.words(["word", "sentence"])
+    own, target = (_shifted_words(word_table, words, places) for places in (0, shift))
+    last = np.full(word_table.num_rows + 1, -1, dtype=np.int64)  # the last entry is for −1
+    with_word = np.flatnonzero(own >= 0)
+    last[own[with_word]] = with_word  # of a word's rows the last is assigned last
+    return np.append(codes, np.int32(-1))[last[target]]
 
 
 def _shifted_words(word_table: Any, words: NDArray[np.int64], shift: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """One label per row of the lake."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronlake.analysis.label_rows import JOIN, column_rows, join_rows, numpy_column, sql_rows
+from neuronlake.analysis.label_rows import JOIN, column_rows, join_rows, numpy_column, of_rows, sql_rows
 from neuronlake.analysis.source import LakeSource
 from neuronlake.analysis.sql import Expression, evaluate, read_expression, unknown_column
 from neuronlake.store.errors import InputError
+from neuronlake.store.lake import Lake
 from neuronlake.store.tables import SENTENCE_LABELS
 
 SUBWORD_POLICIES = ("last", "first", "all")
@@ -79,6 +80,8 @@ class LabelVector:
     blocks: tuple[int, ...] = field(repr=False)
     """Blocks that the rows belong to."""
     block_rows: int
+    added: dict[str, str] = field(default_factory=dict)
+    """Of the columns that it is made of, those that were added to the lake later, with their label sets' identities."""
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -218,11 +221,7 @@ def token_labels(
         `where` is true of no token, or no tag has enough of them.
     """
     request = LabelRequest(by=by, where=where, subword=subword, shift=shift)
-    columns = _columns(source, by)
-    label = None if columns else read_expression(by, argument="by", label_columns=source.label_columns)
-    predicate = None
-    if where is not None:
-        predicate = read_expression(where, argument="where", label_columns=source.label_columns, predicate=True)
+    columns, label, predicate = _read(source, by, where)
     table = source.tokens(labels=_token_columns(source, columns, shift, [label, predicate]))
     if label is None:
         found, values = join_rows([column_rows(source, table, column, shift) for column in columns], by)
@@ -248,7 +247,54 @@ def token_labels(
         words=numpy_column(table, "word").astype(np.int64),
         blocks=tuple(source.blocks),
         block_rows=source.block_rows,
+        added=_identities(source, columns, label, predicate),
     ).without_rare(min_tokens)
+
+
+def labels_key(source: LakeSource, request: LabelRequest) -> dict[str, Any]:
+    """Return what a kept result is keyed by: the request and, as ``added``, the label columns that were added later.
+
+    Each of these with the identity of its label set: a set may be removed and another one added with the same columns, and
+    what is kept of the first is not of the second.
+    """
+    if not (isinstance(source, Lake) and source.label_sets):
+        return request.as_dict()
+    added = _identities(source, *_read(source, request.by, request.where))
+    return {**request.as_dict(), **({"added": added} if added else {})}
+
+
+def labels_again(source: LakeSource, asked: Mapping[str, Any]) -> LabelVector:
+    """Label every committed row as statistics were labelled: `asked` are their attributes.
+
+    Raises
+    ------
+    InputError
+        When they rest on a label set that has been removed or replaced since.
+    """
+    labels = token_labels(
+        source, asked["by"], where=asked["where"], subword=asked["subword"], shift=asked["shift"], min_tokens=1
+    )
+    if labels.added != (known := asked.get("added", {})):
+        column = next(column for column in {**known, **labels.added} if known.get(column) != labels.added.get(column))
+        raise InputError(f"the labels {column!r} were replaced since these statistics were computed: compute them again")
+    return labels
+
+
+def _identities(source: LakeSource, columns: Sequence[str], *expressions: Expression | None) -> dict[str, str]:
+    used = {*columns, *(column for expression in expressions if expression is not None for column in expression.columns)}
+    sets = source.label_sets if isinstance(source, Lake) else ()
+    return {column: labels.identity for labels in sets for column in labels.columns if column in used}
+
+
+def _read(source: LakeSource, by: str, where: str | None) -> tuple[tuple[str, ...], Expression | None, Expression | None]:
+    """Columns that the label is made of, or its expression, and the predicate."""
+    known = source.label_columns
+    columns = _columns(source, by)
+    label = None if columns else read_expression(by, argument="by", label_columns=known)
+    predicate = None
+    if where is not None:
+        predicate = read_expression(where, argument="where", label_columns=known, predicate=True)
+    return columns, label, predicate
 
 
 def _names(by: str) -> tuple[str, ...]:
@@ -280,7 +326,7 @@ def _token_columns(
     source: LakeSource, columns: Sequence[str], shift: int, expressions: Sequence[Expression | None]
 ) -> list[str]:
     """Label columns that are needed in the token table; those of shifted words come from the word table."""
-    wanted = [column for column in columns if not shift or column in SENTENCE_LABELS]
+    wanted = [column for column in columns if not shift or column in SENTENCE_LABELS or of_rows(source, column)]
     for expression in expressions:
         if expression is not None:
             wanted += [column for column in expression.columns if column in source.label_columns]

@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from neuronlake.analysis.execute import Progress
-from neuronlake.analysis.labels import LabelVector, token_labels
+from neuronlake.analysis.labels import LabelVector, labels_again
 from neuronlake.analysis.rankers import get_ranker
 from neuronlake.analysis.ranking import score
 from neuronlake.analysis.significance import benjamini_hochberg
@@ -62,7 +62,8 @@ def permutation_test(
     Raises
     ------
     InputError
-        When there are no permutations, the method is unknown, or `dataset` is of other blocks or of some folds.
+        When there are no permutations, the method is unknown, or `dataset` is of other blocks, of labels that were
+        replaced, or of some folds.
     """
     if permutations < 1:
         raise InputError(f"permutations must be at least 1, got {permutations}")
@@ -71,9 +72,7 @@ def permutation_test(
         raise InputError("permutations are of all committed blocks and folds: compute the statistics of these again")
     observed = score(dataset, method)
     asked = dataset.attrs
-    labels = token_labels(
-        source, asked["by"], where=asked["where"], subword=asked["subword"], shift=asked["shift"], min_tokens=1
-    ).with_tags(tuple(str(tag) for tag in dataset["tag"].to_numpy()))
+    labels = labels_again(source, asked).with_tags(tuple(str(tag) for tag in dataset["tag"].to_numpy()))
     shuffled = _Shuffle(labels, seed)
     true = observed["score"].transpose(*_DIMS).to_numpy()
     slack = 1e-9 * np.abs(true)  # equal tables of counts give equal scores but for rounding

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.exact import column_auroc, neurons_precision
 from neuronlake.analysis.exact_kept import keep_exact, load_exact
 from neuronlake.analysis.execute import Progress, run_all
-from neuronlake.analysis.labels import BlockLabels, LabelVector, label_blocks, token_labels
+from neuronlake.analysis.labels import BlockLabels, LabelVector, label_blocks, labels_again
 from neuronlake.analysis.ranksum import SEGMENT_BYTES
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
@@ -61,7 +61,7 @@ def refine(
     Raises
     ------
     InputError
-        When blocks were committed since the statistics were computed.
+        When blocks were committed, or labels replaced, since the statistics were computed.
     """
     names = [name for name in APPROXIMATE.get(method, ()) if name in dataset]
     if not names:
@@ -79,7 +79,7 @@ def refine(
         open_ = np.zeros_like(open_)
     if open_.any():
         if labels is None:
-            labels = _labels(source, dataset)
+            labels = labels_again(source, dataset.attrs)
         blocks = label_blocks(labels.with_tags(tuple(str(tag) for tag in dataset["tag"].to_numpy())))
         layers = [int(layer) for layer in dataset["layer"].to_numpy()]
         work, arguments = _work(source, blocks, method, open_, layers, str(dataset.attrs["site"]))
@@ -156,11 +156,4 @@ def _precision(
             "average_precision_low": low,
             "average_precision_low_error": zero,
         },
-    )
-
-
-def _labels(source: LakeSource, dataset: xr.Dataset) -> LabelVector:
-    asked = dataset.attrs
-    return token_labels(
-        source, asked["by"], where=asked["where"], subword=asked["subword"], shift=asked["shift"], min_tokens=1
     )

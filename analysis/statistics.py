@@ -223,10 +223,7 @@ def _answers(
     chosen = choose_layers(source, layers)
     lake = source if keep and documents is None and isinstance(source, Lake) else None
     checksums = {} if lake is None else block_checksums(lake)
-    keys = [
-        StatisticsKey(lake=source.fingerprint, site=site, labels=request.as_dict(), folds=folds, basic=basic)
-        for request in requests
-    ]
+    keys = [StatisticsKey.of(source, request, site=site, folds=folds, basic=basic) for request in requests]
     kept = [None if lake is None else find_kept(lake, key, checksums) for key in keys]
     answers: list[Gathered | None] = [None] * len(requests)
     for place, found in enumerate(kept):
@@ -329,6 +326,7 @@ class _Run:
                 "documents": int(np.unique(compared.documents[compared.codes >= 0]).size),
                 "blocks": [int(block) for block in job.source.blocks],
                 "versions": versions(),
+                **({"added": labels.added} if labels.added else {}),
             },
             basic=job.basic,
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.building import free_memory_share
 from neuronlake.analysis.groups import BlockGroups, group_blocks
-from neuronlake.analysis.labels import LabelRequest, LabelVector, token_labels
+from neuronlake.analysis.labels import LabelRequest, LabelVector, labels_key, token_labels
 from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.commits import commit_checksum
 from neuronlake.store.encodings import get_encoding
@@ -170,7 +170,7 @@ class _Making:
         keep_tag_lists(
             lake.path,
             DEFAULT_SITE,
-            labels=_request(labels.by).as_dict(),
+            labels=labels_key(lake, _request(labels.by)),
             tags=labels.tags,
             blocks={block: commit_checksum(lake.path, block) for block in covered},
             row_tags=codes[[labels.blocks.index(block) for block in covered]],
@@ -195,7 +195,7 @@ def _labels(lake: Lake, by: str) -> LabelVector:
 
 def _kept(lake: Lake, by: str) -> TagLists | None:
     """What is kept of this label, whole: damage is found now, not when half is done."""
-    wanted = _request(by).as_dict()
+    wanted = labels_key(lake, _request(by))
     for lists in lake.index(DEFAULT_SITE).tag_lists:
         if lists.labels == wanted:
             with suppress(DamageError):

@@ -1,10 +1,11 @@
 """Statistics and lists of top tokens per tag, on the way of an extraction."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuronlake.store import InputError, open_lake
+from neuronlake.store import DamageError, InputError, open_lake
 from neuronlake.store.writer import Tap
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Gathering:
 
         if self._label == "none":
             return None
-        if self._label is None and _DEFAULT not in open_lake(lake).label_columns:
+        if self._label is None and not _has_default(lake):
             return None
         for what, later, make in (
             ("statistics", "the first question computes them", StatisticsBuilder),
@@ -48,7 +49,7 @@ class Gathering:
         ):
             try:
                 self._builders.append(make(lake, self._label or _DEFAULT))
-            except InputError as error:
+            except (InputError, DamageError) as error:  # labels added later may be damaged: blocks need none
                 if self._label is not None:
                     raise
                 self._say(f"no {what} on the way ({error}); {later}")
@@ -64,3 +65,12 @@ class Gathering:
     def _add(self, *chunk: Any) -> None:
         for builder in self._builders:
             builder.add(*chunk)
+
+
+def _has_default(path: Path) -> bool:
+    lake = open_lake(path)
+    if _DEFAULT in lake.plan.label_columns:
+        return True
+    with suppress(DamageError):  # of labels that were added later
+        return _DEFAULT in lake.label_columns
+    return False

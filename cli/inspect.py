@@ -82,6 +82,7 @@ def _info(options: argparse.Namespace) -> int:
         "bytes": stored,
         "bytes_per_value": stored / values if values else None,
         "labels": list(lake.label_columns),
+        "label_sets": {labels.name: list(labels.columns) for labels in lake.label_sets},
         "kept": {kept: _size_of(lake.path / kept) for kept in KEPT},
     }
     if options.json:
@@ -99,6 +100,7 @@ def _info(options: argparse.Namespace) -> int:
         else "nothing yet",
         "blocks": f"{len(lake.blocks)} of {lake.plan.blocks} committed, {lake.block_rows:,} rows each",
         "labels": ", ".join(lake.label_columns),
+        **({"added": ", ".join(record["label_sets"])} if record["label_sets"] else {}),
         "kept": ", ".join(f"{kept} {size(count)}" for kept, count in record["kept"].items() if count) or "nothing",
         "fingerprint": lake.fingerprint[:16],
     }

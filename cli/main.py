@@ -15,6 +15,7 @@ import neuronlake.cli.extract
 import neuronlake.cli.importing
 import neuronlake.cli.index
 import neuronlake.cli.inspect
+import neuronlake.cli.label
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.statistics
@@ -57,6 +58,7 @@ def build_parser() -> Parser:
         neuronlake.cli.extract,
         neuronlake.cli.importing,
         neuronlake.cli.index,
+        neuronlake.cli.label,
         neuronlake.cli.inspect,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,

@@ -2,6 +2,7 @@
 
 from neuronlake.extractor.corpora import ConlluCorpus, TableCorpus, TextCorpus
 from neuronlake.extractor.extract import ExtractReport, ExtractSettings, Observer, extract
+from neuronlake.extractor.labelling import label_with_conllu, label_with_spacy
 from neuronlake.extractor.source import ModelSource, resolve_model
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     "TableCorpus",
     "TextCorpus",
     "extract",
+    "label_with_conllu",
+    "label_with_spacy",
     "resolve_model",
 ]

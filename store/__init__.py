@@ -6,6 +6,9 @@ from neuronlake.store.create import create_lake, read_spec
 from neuronlake.store.encodings import DEFAULT_ENCODING, ENCODINGS, Encoding
 from neuronlake.store.errors import ActivationError, DamageError, InputError, NeuronlakeError, StorageError
 from neuronlake.store.index import complete_index
+from neuronlake.store.label_adding import LabelSettings
+from neuronlake.store.label_sets import LabelSet, remove_label_set
+from neuronlake.store.label_table import label_from_table
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
 from neuronlake.store.repair import RepairReport, repair
@@ -23,6 +26,8 @@ __all__ = [
     "DamageError",
     "Encoding",
     "InputError",
+    "LabelSet",
+    "LabelSettings",
     "Lake",
     "LakeSpec",
     "NeuronlakeError",
@@ -32,8 +37,10 @@ __all__ = [
     "VerifyReport",
     "complete_index",
     "create_lake",
+    "label_from_table",
     "open_lake",
     "read_spec",
+    "remove_label_set",
     "repair",
     "verify",
     "write_lake",

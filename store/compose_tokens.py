@@ -93,7 +93,7 @@ def token_columns(given: Any, rows: int) -> TokenColumns:
         together are apart.
     """
     columns = _columns(given, rows)
-    coded = {name: _encode(name, column) for name, column in columns.items() if name != "token_id"}
+    coded = {name: encode_column(name, column) for name, column in columns.items() if name != "token_id"}
     own = {name: coded.pop(name, None) for name in OWN_COLUMNS if name != "token_id"}
     token_id = _token_ids(columns["token_id"]) if "token_id" in columns else None
     document, sentence = own["document"], own["sentence"]
@@ -161,7 +161,14 @@ def _columns(given: Any, rows: int) -> dict[str, pa.ChunkedArray]:
     return result
 
 
-def _encode(name: str, column: pa.ChunkedArray) -> Coded:
+def encode_column(name: str, column: pa.ChunkedArray) -> Coded:
+    """Turn a column of text, numbers, booleans or dates into text; null, NaN and empty text are no value.
+
+    Raises
+    ------
+    InputError
+        When it holds something else.
+    """
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
@@ -171,11 +178,11 @@ def _encode(name: str, column: pa.ChunkedArray) -> Coded:
         column = column.cast(pa.float64()) if pa.types.is_float16(kind) else column
         column = pc.if_else(pc.is_nan(column), None, column)
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        raise InputError(f"the tokens' column {name!r} holds {kind}, expected text, numbers, booleans or dates")
+        raise InputError(f"column {name!r} holds {kind}, expected text, numbers, booleans or dates")
     try:
         text = column.cast(pa.string())
     except pa.ArrowException as error:
-        raise InputError(f"the tokens' column {name!r} holds {kind}, which cannot be text: {error}") from None
+        raise InputError(f"column {name!r} holds {kind}, which cannot be text: {error}") from None
     encoded = text.dictionary_encode().combine_chunks()
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
     empty = pc.index(encoded.dictionary, "").as_py()

@@ -11,6 +11,7 @@ from neuronlake.store.commits import committed_blocks, read_commit
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, file_checksum, stale_temporaries, sync_folder, write_file
 from neuronlake.store.kept import KEPT
+from neuronlake.store.label_sets import label_set_names
 from neuronlake.store.lock import LOCK_FILE
 from neuronlake.store.plan_record import PLAN_ASIDE, read_plan_record
 from neuronlake.store.spec import LakeSpec, dump_metadata, root_metadata
@@ -110,9 +111,9 @@ def create_lake(root: Path, spec: LakeSpec) -> FileRecord:
 
 
 def unfinished(root: Path) -> bool:
-    """Whether planning has not finished and no block was ever committed: then nothing of value would be lost."""
+    """Whether planning has not finished, no block was ever committed and no labels added: nothing of value would be lost."""
     records = (layout.PLAN_RECORD, PLAN_ASIDE)
-    return not any((root / record).exists() for record in records) and not committed_blocks(root)
+    return not (any((root / record).exists() for record in records) or committed_blocks(root) or label_set_names(root))
 
 
 def discard_unfinished(root: Path) -> None:
@@ -121,10 +122,10 @@ def discard_unfinished(root: Path) -> None:
     Raises
     ------
     ValueError
-        When the plan is or was finished, or a block is committed: that is not ours to discard.
+        When the plan is or was finished, a block is committed or labels were added: that is not ours to discard.
     """
     if not unfinished(root):
-        raise ValueError(f"{root} holds a plan record or committed blocks: it is not ours to discard")
+        raise ValueError(f"{root} holds a plan record, committed blocks or labels: it is not ours to discard")
     for folder in ("plan", "words", "sentences", "activations", "scales", *KEPT):
         shutil.rmtree(root / folder, ignore_errors=True)
     (root / layout.ROOT_METADATA).unlink(missing_ok=True)

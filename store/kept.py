@@ -86,13 +86,13 @@ def publish(folder: Path, name: str, record: dict[str, Any], *, sync: bool = Fal
         write_record(folder, record, sync=sync)
         if not target.exists():
             folder.rename(target)
-            if sync:
-                sync_folder(target.parent)
-                sync_folder(target.parent.parent)
     except OSError as error:
         if target.exists():  # somebody else was faster
             return target
         raise storage_error(error, target, "write") from error
+    if sync:
+        sync_folder(target.parent)
+        sync_folder(target.parent.parent)
     return target
 
 
@@ -157,8 +157,8 @@ def kept_record(root: Path, name: str, *, kept: str = STATISTICS, full: bool = F
     return record
 
 
-def discard(root: Path, name: str, *, kept: str = STATISTICS) -> None:
-    """Remove a result: at once for readers, then from the disk.
+def discard(root: Path, name: str, *, kept: str = STATISTICS, sync: bool = False) -> None:
+    """Remove a result: at once for readers, then from the disk. With `sync`, a power cut brings back all of it or nothing.
 
     Raises
     ------
@@ -169,6 +169,8 @@ def discard(root: Path, name: str, *, kept: str = STATISTICS) -> None:
     aside = folder.with_name(temporary_name(name))
     try:
         folder.rename(aside)
+        if sync:
+            sync_folder(folder.parent)
         shutil.rmtree(aside)
     except FileNotFoundError:  # somebody else did
         return

@@ -21,13 +21,14 @@ from neuronlake.store.parallel import map_ordered, usable_cpus
 from neuronlake.store.plan_record import PlanRecord, read_plan_record
 from neuronlake.store.reader import Cache, ShardReader
 from neuronlake.store.scan import Tile, scan
-from neuronlake.store.selection import normalise_neurons, normalise_rows
+from neuronlake.store.selection import grouped, normalise_neurons, normalise_rows
 
 if TYPE_CHECKING:
     import dask.array
     import xarray
 
     from neuronlake.store.index import LakeIndex
+    from neuronlake.store.label_sets import LabelSet
     from neuronlake.store.views import LayerArray
 
 _Result = TypeVar("_Result")
@@ -125,8 +126,22 @@ class Lake:
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """Columns that `tokens(labels=…)` takes."""
-        return (*self.plan.label_columns, "form", *tables.SENTENCE_LABELS)
+        """Columns that `tokens(labels=…)` takes, those added later included."""
+        added = (column for labels in self.label_sets for column in labels.columns)
+        return (*self.plan.label_columns, *added, "form", *tables.SENTENCE_LABELS)
+
+    @cached_property
+    def label_sets(self) -> "tuple[LabelSet, ...]":
+        """Labels added to the plan later, sorted by name; listed once, when they are first asked for.
+
+        Raises
+        ------
+        DamageError
+            When the record of one is damaged, or is of another plan.
+        """
+        from neuronlake.store.label_sets import read_label_sets
+
+        return read_label_sets(self.path, self.plan)
 
     @cached_property
     def commits(self) -> tuple[Commit, ...]:
@@ -178,8 +193,8 @@ class Lake:
         row_index = normalise_rows(rows, self.plan.blocks * self.block_rows)
         neuron_index = normalise_neurons(neurons, self.neurons)
         out = np.empty((len(row_index), len(neuron_index)), dtype=np.float32)
-        rows_of = _grouped(row_index, self.block_rows)
-        neurons_of = _grouped(neuron_index, self.chunk_neurons)
+        rows_of = grouped(row_index, self.block_rows)
+        neurons_of = grouped(neuron_index, self.chunk_neurons)
         for block in rows_of:
             self._check_block(block)
 
@@ -427,24 +442,3 @@ class Lake:
             f"rows {first} to {first + self.block_rows - 1} (block {block}) of {self.path} are not extracted yet: "
             "run the same command again"
         )
-
-
-def _grouped(index: NDArray[np.int64], size: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Group indices by ``index // size``: group → (places within the group, positions in `index`)."""
-    if not len(index):
-        return {}
-    if (index[1:] > index[:-1]).all():  # the usual case; sorting a million rows takes longer than reading a column
-        first = np.arange(index[0] // size, index[-1] // size + 1)
-        starts = np.searchsorted(index, np.append(first, first[-1] + 1) * size)
-        return {
-            int(group): (index[start:stop] - group * size, np.arange(start, stop))
-            for group, start, stop in zip(first, starts[:-1], starts[1:], strict=True)
-            if stop > start
-        }
-    groups = index // size
-    order = np.argsort(groups, kind="stable")
-    found, starts = np.unique(groups[order], return_index=True)
-    return {
-        int(group): (index[positions] - group * size, positions)
-        for group, positions in zip(found, np.split(order, starts[1:]), strict=True)
-    }

@@ -14,6 +14,7 @@ import neuronlake.store.layout as layout
 from neuronlake.store.create import committed_fingerprints, remove_temporary
 from neuronlake.store.files import FileRecord, stale_temporaries, storage_error, sync_folder, write_file
 from neuronlake.store.kept import MADE_BY, discard
+from neuronlake.store.label_sets import LABELS, discard_label_set
 from neuronlake.store.lock import writing
 from neuronlake.store.plan_record import PlanRecord, set_plan_aside
 from neuronlake.store.spec import LakeSpec, dump_metadata, metadata_files, root_metadata
@@ -107,6 +108,9 @@ class _Repair:
         for folder, name in self._found.kept:
             discard(self._root, name, kept=folder)
             self._did(f"{folder}/{name}: removed; {MADE_BY[folder]} again")
+        for name in self._found.labels:
+            discard_label_set(self._root, name)
+            self._did(f"{LABELS}/{name}: removed; `neuronlake label` adds it again from its source")
         self._remove_leftovers(spec)
 
     def _decide(self) -> tuple[PlanRecord | None, LakeSpec | None]:

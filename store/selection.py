@@ -21,6 +21,27 @@ def normalise_neurons(neurons: Selection, count: int) -> NDArray[np.int64]:
     return _normalise(neurons, count, "neuron")
 
 
+def grouped(index: NDArray[np.int64], size: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Group indices by ``index // size``: group → (places within the group, positions in `index`)."""
+    if not len(index):
+        return {}
+    if (index[1:] > index[:-1]).all():  # the usual case; sorting a million rows takes longer than reading a column
+        first = np.arange(index[0] // size, index[-1] // size + 1)
+        starts = np.searchsorted(index, np.append(first, first[-1] + 1) * size)
+        return {
+            int(group): (index[start:stop] - group * size, np.arange(start, stop))
+            for group, start, stop in zip(first, starts[:-1], starts[1:], strict=True)
+            if stop > start
+        }
+    groups = index // size
+    order = np.argsort(groups, kind="stable")
+    found, starts = np.unique(groups[order], return_index=True)
+    return {
+        int(group): (index[positions] - group * size, positions)
+        for group, positions in zip(found, np.split(order, starts[1:]), strict=True)
+    }
+
+
 def _normalise(selection: Selection, count: int, what: str) -> NDArray[np.int64]:
     if selection is None:
         return np.arange(count, dtype=np.int64)

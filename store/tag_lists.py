@@ -39,7 +39,7 @@ class TagLists:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """Which tokens have which tag: what `analysis.LabelRequest.as_dict` gives."""
+        """Which tokens have which tag: what `analysis.labels.labels_key` gives."""
         return dict(self.record["labels"])
 
     @property

@@ -16,6 +16,7 @@ from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, everything_below, file_checksum, read_checked, stale_temporaries
 from neuronlake.store.kept import INDEX, KEPT, MADE_BY, RECORD, kept_record, kept_results
+from neuronlake.store.label_sets import LABELS, examine_label_set, is_label_set, label_set_names
 from neuronlake.store.lock import LOCK_FILE, writer_of
 from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
 from neuronlake.store.spec import LakeSpec, metadata_files
@@ -75,6 +76,8 @@ class Findings:
     """Committed block → the first thing that is wrong with it."""
     kept: list[tuple[str, str]] = field(default_factory=list)
     """Folder and name of damaged results kept in the lake; they can be computed again."""
+    labels: list[str] = field(default_factory=list)
+    """Damaged label sets, and those of another plan."""
     foreign: list[int] = field(default_factory=list)
     """Those of `blocks` whose commit record names another lake, or a block that the plan does not have."""
 
@@ -118,6 +121,7 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
         and not found.metadata
     ):
         found.kept += _examine_index(root, found.report)
+    _examine_labels(root, found)
     others = [path for path in present if path not in known and not _of_result(root, path)]
     if found.plan is None:  # then no record lists what planning wrote
         metadata = {} if found.spec is None else metadata_files(found.spec, 1)
@@ -215,6 +219,8 @@ def _examine_block(root: Path, found: Findings, block: int, known: set[str]) -> 
 def _of_result(root: Path, path: str) -> bool:
     """Whether a file belongs to a result that is kept, or was when the files were listed and has been replaced since."""
     kept, *below = path.split("/")
+    if kept == LABELS:
+        return len(below) > 1 and not below[0].startswith(".") and is_label_set(root / kept / below[0])
     return kept in KEPT and len(below) > 1 and not below[0].startswith(".") and not (root / kept / below[0]).is_file()
 
 
@@ -235,6 +241,23 @@ def _examine_kept(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
         report.files_checked += len(record["files"])
         report.bytes_checked += sum(entry["bytes"] for entry in record["files"]) if report.full else 0
     return damaged
+
+
+def _examine_labels(root: Path, found: Findings) -> None:
+    """Check the label sets that were added later. Whether they are of this plan is known only if the plan itself is."""
+    report = found.report
+    plan = found.plan if found.root is None and found.record is None else None
+    for name in label_set_names(root):
+        try:
+            record = examine_label_set(root, name, plan, full=report.full)
+        except DamageError as error:
+            if not (root / LABELS / name).exists():  # removed meanwhile
+                continue
+            report.damage.append(f"{LABELS}/{name}: {str(error).removeprefix(f'{root}/')}; its source can be added again")
+            found.labels.append(name)
+            continue
+        report.files_checked += len(record["files"])
+        report.bytes_checked += sum(entry["bytes"] for entry in record["files"]) if report.full else 0
 
 
 def _examine_index(root: Path, report: VerifyReport) -> list[tuple[str, str]]:

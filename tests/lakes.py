@@ -41,17 +41,26 @@ def make_sentence(forms: Many[str], labels: Many[dict[str, str]], *, name: str, 
         Word(form=form, start=int(start), end=int(end), labels=label)
         for form, start, end, label in zip(forms, starts, ends, labels, strict=True)
     )
-    spans = np.stack([starts, ends], axis=1)
+    return make_sequence(Sentence(text=text, words=words, name=name, document=document, source="synthetic", place=name))
+
+
+def make_sequence(sentence: Sentence, *, new_document: bool = False) -> Sequence:
+    """One sequence with a token for every span of the sentence's words."""
+    spans = np.array(sorted({(word.start, word.end) for word in sentence.words}))
+    texts = [sentence.text[start:end] for start, end in spans]
     return Sequence(
-        sentences=(Sentence(text=text, words=words, name=name, document=document, source="synthetic", place=name),),
-        ids=np.array([sum(map(ord, form)) % 1000 for form in forms], dtype=np.int32),
+        sentences=(sentence,),
+        ids=np.array([sum(map(ord, text)) % 1000 for text in texts], dtype=np.int32),
         alignment=align(
-            starts=starts.tolist(), ends=ends.tolist(), offsets=spans, special=np.zeros(len(forms), dtype=np.bool_)
+            starts=[word.start for word in sentence.words],
+            ends=[word.end for word in sentence.words],
+            offsets=spans,
+            special=np.zeros(len(spans), dtype=np.bool_),
         ),
-        sentence=np.zeros(len(forms), dtype=np.int64),
+        sentence=np.zeros(len(spans), dtype=np.int64),
         spans=spans.astype(np.int32),
         truncated=False,
-        new_document=False,
+        new_document=new_document,
     )
 
 

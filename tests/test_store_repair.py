@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lakes import synthetic_lake
-from tiny import conllu, make_model, some_sentences
+from tiny import conllu, some_sentences
+from tiny_world import SETTINGS, World, make_world
 
 from neuronlake.cli.main import main
-from neuronlake.extractor import ConlluCorpus, ExtractSettings, ModelSource, extract, resolve_model
+from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
 from neuronlake.store import InputError, LakeSpec, create_lake, open_lake, verify
 from neuronlake.store.commits import committed_blocks, read_commit, write_commit
 from neuronlake.store.create import discard_unfinished
@@ -21,31 +22,10 @@ from neuronlake.store.files import seal
 from neuronlake.store.plan_record import PLAN_ASIDE, read_plan_record
 from neuronlake.store.repair import RepairReport, repair
 
-SETTINGS = {"encoding": "float16", "block_rows": 256, "batch_tokens": 96}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class World:
-    """A finished lake and what it was made from."""
-
-    lake: Path
-    treebank: Path
-    source: ModelSource
-
-    def extract(self, root: Path, **settings: object) -> tuple[int, ...]:
-        options = ExtractSettings(**{**SETTINGS, **settings})  # type: ignore[arg-type]
-        return extract(root, ConlluCorpus(paths=(self.treebank,)), self.source, options).extracted
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("world")
-    (folder / "tiny.conllu").write_text(conllu(some_sentences(60)), encoding="utf-8")
-    model = make_model(folder / "model", num_hidden_layers=2)
-    world = World(lake=folder / "a.lake", treebank=folder / "tiny.conllu", source=resolve_model(str(model)))
-    world.extract(world.lake)
-    assert open_lake(world.lake).plan.blocks > 2
-    return world
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

@@ -24,13 +24,13 @@ def load_pipeline(tagger: str) -> Pipeline:
     Raises
     ------
     InputError
-        If spaCy or the pipeline is not installed or cannot be loaded, or sets no sentence bounds or parts of speech.
+        If spaCy or the pipeline is not installed or cannot be loaded.
     """
     try:
         import spacy
     except ImportError as error:
         raise InputError(
-            f"tagging plain text needs spaCy, which cannot be imported ({error}); pip install 'neuronlake[spacy]'"
+            f"tagging text needs spaCy, which cannot be imported ({error}); pip install 'neuronlake[spacy]'"
         ) from error
     try:
         nlp = spacy.load(tagger)
@@ -38,15 +38,8 @@ def load_pipeline(tagger: str) -> Pipeline:
         reason = " ".join(str(error).split())
         raise InputError(
             f"the spaCy pipeline {tagger!r} cannot be loaded ({reason});"
-            f" install it with: python -m spacy download {tagger}, or name another with --tagger"
+            f" install it with: python -m spacy download {tagger}, or name another pipeline"
         ) from error
-    probe = nlp("This is a test. Here is another one.")
-    for attribute, lack in (("SENT_START", "sets no sentence bounds"), ("POS", "sets no parts of speech")):
-        if not probe.has_annotation(attribute):
-            raise InputError(
-                f"the spaCy pipeline {tagger!r} {lack}: it runs {nlp.pipe_names}, expected a parser or senter,"
-                " and a tagger with attribute_ruler or a morphologizer; name another pipeline"
-            )
     facts = {
         "spacy": spacy.__version__,
         "pipeline": f"{nlp.meta['lang']}_{nlp.meta['name']}",
@@ -55,6 +48,45 @@ def load_pipeline(tagger: str) -> Pipeline:
         "sha256": _digest_folder(nlp.path),
     }
     return Pipeline(nlp, facts)
+
+
+def load_tagger(tagger: str) -> Pipeline:
+    """Load a pipeline that plain text can be split and tagged with.
+
+    Raises
+    ------
+    InputError
+        Also if the pipeline sets no sentence bounds or parts of speech.
+    """
+    pipeline = load_pipeline(tagger)
+    _check_tags(tagger, pipeline.nlp)
+    return pipeline
+
+
+def labels_of(token: Any) -> dict[str, str]:
+    """Return what a pipeline says of a token, by label column; what it does not say is left out.
+
+    ``lemma``, ``upos``, ``xpos``, ``deprel``, ``entity`` and the morphological features under their UD names.
+    """
+    named = {
+        "lemma": token.lemma_,
+        "upos": token.pos_,
+        "xpos": token.tag_,
+        "deprel": token.dep_,
+        "entity": token.ent_type_,
+    }
+    return {name: value for name, value in (token.morph.to_dict() | named).items() if value}
+
+
+@lru_cache(maxsize=1)
+def _check_tags(tagger: str, nlp: Any) -> None:
+    probe = nlp("This is a test. Here is another one.")
+    for attribute, lack in (("SENT_START", "sets no sentence bounds"), ("POS", "sets no parts of speech")):
+        if not probe.has_annotation(attribute):
+            raise InputError(
+                f"the spaCy pipeline {tagger!r} {lack}: it runs {nlp.pipe_names}, expected a parser or senter,"
+                " and a tagger with attribute_ruler or a morphologizer; name another pipeline"
+            )
 
 
 def _digest_folder(folder: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from neuronlake.extractor.corpora.files import SourceFile, check_settings, expand, identify, read_lines
 from neuronlake.extractor.corpora.records import Sentence, Word
-from neuronlake.extractor.corpora.tagger import load_pipeline
+from neuronlake.extractor.corpora.tagger import labels_of, load_tagger
 from neuronlake.store.errors import InputError
 
 SUFFIXES = (".txt", ".txt.gz")
@@ -59,13 +59,13 @@ class TextCorpus:
             If spaCy or the pipeline is missing or does not tag, or at the first file that cannot be read.
         """
         files = expand(self.paths, suffixes=SUFFIXES)
-        load_pipeline(self.tagger)
+        load_tagger(self.tagger)
         return islice(self._stream(files), self.limit_sentences)
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the stream, the pipeline's version and content included."""
         files = expand(self.paths, suffixes=SUFFIXES)
-        pipeline = load_pipeline(self.tagger)
+        pipeline = load_tagger(self.tagger)
         return {
             "kind": "text",
             "files": identify(files),
@@ -75,7 +75,7 @@ class TextCorpus:
         }
 
     def _stream(self, files: list[SourceFile]) -> Iterator[Sentence]:
-        max_chars = min(MAX_PARAGRAPH, load_pipeline(self.tagger).nlp.max_length)
+        max_chars = min(MAX_PARAGRAPH, load_tagger(self.tagger).nlp.max_length)
         paragraphs = (paragraph for file in files for paragraph in _paragraphs(file, max_chars))
         batches = iter(lambda: list(islice(paragraphs, self.batch_size)), [])
         tagged = self._tag_in_processes(batches) if self.processes > 1 else (_tag(self.tagger, b) for b in batches)
@@ -145,7 +145,7 @@ def _cut(text: str, max_chars: int) -> Iterator[str]:
 
 def _tag(tagger: str, paragraphs: list[_Paragraph]) -> list[Sentence]:
     """Split and tag, here or in a worker process; the sentences have no name yet."""
-    docs = load_pipeline(tagger).nlp.pipe([paragraph.text for paragraph in paragraphs], batch_size=len(paragraphs))
+    docs = load_tagger(tagger).nlp.pipe([paragraph.text for paragraph in paragraphs], batch_size=len(paragraphs))
     return [sentence for doc, paragraph in zip(docs, paragraphs, strict=True) for sentence in _sentences(doc, paragraph)]
 
 
@@ -163,7 +163,7 @@ def _sentences(doc: Any, paragraph: _Paragraph) -> Iterator[Sentence]:
                     form=token.text,
                     start=token.idx - start,
                     end=token.idx - start + len(token),
-                    labels=_labels(token),
+                    labels=labels_of(token),
                 )
                 for token in tokens
             ),
@@ -172,14 +172,3 @@ def _sentences(doc: Any, paragraph: _Paragraph) -> Iterator[Sentence]:
             source=paragraph.file.name,
             place=f"{paragraph.file.name}:{paragraph.line}",
         )
-
-
-def _labels(token: Any) -> dict[str, str]:
-    named = {
-        "lemma": token.lemma_,
-        "upos": token.pos_,
-        "xpos": token.tag_,
-        "deprel": token.dep_,
-        "entity": token.ent_type_,
-    }
-    return {name: value for name, value in (token.morph.to_dict() | named).items() if value}
