@@ -9,11 +9,9 @@ eight bits: rounding adds a hundredth of that error.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -24,9 +22,8 @@ from neuronlake.analysis.kernels import as_float32_value
 from neuronlake.analysis.moments import typed_patterns
 from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.commits import commit_checksum
-from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.index import index_staging
-from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish
+from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
+from neuronlake.store.kept import INDEX, kept_record
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.sharded import ShardedArray, ShardedWriter
@@ -40,22 +37,13 @@ _Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sketch:
+class Sketch(OfBlocks):
     """Sketches of all neurons of a site over the ordinary tokens of some blocks."""
-
-    root: Path
-    name: str
-    record: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Covered blocks, ascending."""
-        return tuple(sorted(int(block) for block in self.record["blocks"]))
 
     @cached_property
     def arrays(self) -> dict[str, ShardedArray]:
         """``codes`` int8 (layers, neurons, PLACES); ``moments`` float64 (layers, neurons, 3): mean, M2, value of a code."""
-        return {name: ShardedArray(self.root / INDEX / self.name / name) for name in ("codes", "moments")}
+        return {name: ShardedArray(self.folder / name) for name in ("codes", "moments")}
 
     def unit_vectors(self, place: int, *, fold: int = 1) -> NDArray[np.float32]:
         """Sketches of one layer's neurons with length 1, zero where constant: float32 (neurons, PLACES / fold).
@@ -97,7 +85,8 @@ def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress 
         When the lake cannot be written to: sketches are kept in it, since making them reads all of it.
     """
     checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
-    base = _kept(lake.path, site, checksums)
+    start = f"{_PREFIX}{site}-"
+    base = next(iter(fitting(Sketch, lake.path, start, site, checksums, version=_VERSION, full=True)), None)
     if base is not None and base.blocks == lake.blocks:
         return base
     missing = [block for block in lake.blocks if base is None or block not in base.blocks]
@@ -114,7 +103,7 @@ def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress 
         "signs": signs.tolist(),
         "tokens": sum(map(len, rows.values())) + (0 if base is None else int(base.record["tokens"])),
     }
-    name = f"{_PREFIX}{site}-{hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]}"
+    name = f"{start}{hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]}"
     width, chunks = lake.chunk_neurons, lake.reader.chunks
 
     def make(place: int) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
@@ -156,11 +145,7 @@ def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress 
 
         for done, _ in enumerate(map_ordered(write, range(len(lake.layers)), ahead=1)):
             progress(done + 1, len(lake.layers))
-        discard(lake.path, name, kept=INDEX)
-        publish(folder, name, record)
-    for other in kept_results(lake.path, kept=INDEX):
-        if other.startswith(f"{_PREFIX}{site}-") and other != name:
-            discard(lake.path, other, kept=INDEX)
+        publish_instead(lake.path, folder, name, record, start)
     return Sketch(root=lake.path, name=name, record=kept_record(lake.path, name, kept=INDEX))
 
 
@@ -171,24 +156,6 @@ def deal(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
     return (mixed % np.uint64(PLACES)).astype(np.int64), np.where(mixed >> np.uint64(63), np.float32(-1), np.float32(1))
-
-
-def _kept(root: Path, site: str, checksums: Mapping[int, str]) -> Sketch | None:
-    best: Sketch | None = None
-    for name in kept_results(root, kept=INDEX):
-        if not name.startswith(f"{_PREFIX}{site}-"):
-            continue
-        try:
-            record = kept_record(root, name, kept=INDEX, full=True)
-        except DamageError:  # it is made again
-            with suppress(StorageError):
-                discard(root, name, kept=INDEX)
-            continue
-        found = Sketch(root=root, name=name, record=record)
-        fits = all(checksums.get(int(block)) == checksum for block, checksum in record["blocks"].items())
-        if record["version"] == _VERSION and fits and (best is None or len(found.blocks) > len(best.blocks)):
-            best = found
-    return best
 
 
 def _padded(values: NDArray[Any], chunks: int, width: int) -> NDArray[Any]:

@@ -7,10 +7,8 @@ index is faiss' inverted file over the first principal components, in float16: i
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,8 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.sketch import ordinary_rows
 from neuronlake.store.commits import commit_checksum
-from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.index import index_staging
-from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish
+from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
+from neuronlake.store.kept import INDEX, kept_record
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.scan import Tile
@@ -53,22 +50,13 @@ class Standard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorIndex:
+class VectorIndex(OfBlocks):
     """The kept index of a layer."""
-
-    root: Path
-    name: str
-    record: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Covered blocks, ascending."""
-        return tuple(sorted(int(block) for block in self.record["blocks"]))
 
     @cached_property
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """``mean`` and ``inverse`` (neurons,), ``components`` (neurons, COMPONENTS)."""
-        return {name: np.load(self.root / INDEX / self.name / f"{name}.npy") for name in _ARRAYS}
+        return {name: np.load(self.folder / f"{name}.npy") for name in _ARRAYS}
 
     @property
     def standard(self) -> Standard:
@@ -80,7 +68,7 @@ class VectorIndex:
         """The inverted file; its numbers are rows of the lake."""
         import faiss
 
-        found: Any = faiss.read_index(str(self.root / INDEX / self.name / "faiss.index"))
+        found: Any = faiss.read_index(str(self.folder / "faiss.index"))
         found.nprobe = _PROBED
         return found
 
@@ -115,7 +103,8 @@ def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lam
     import faiss
 
     checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
-    base = _kept(lake, layer, site, checksums)
+    start = f"{_PREFIX}{site}-{layer}-"
+    base = next(iter(fitting(VectorIndex, lake.path, start, site, checksums, version=_VERSION, full=True)), None)
     if base is not None and base.blocks == lake.blocks:
         return base
     rows = {block: ordinary_rows(lake, block) for block in lake.blocks}
@@ -146,17 +135,12 @@ def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lam
         "blocks": {str(block): checksums[block] for block in lake.blocks},
         "faiss": faiss.__version__,
     }
-    start = f"{_PREFIX}{site}-{layer}-"
     name = f"{start}{hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]}"
     with index_staging(lake.path, name) as folder:
         for array, values in arrays.items():
             np.save(folder / f"{array}.npy", values)
         (folder / "faiss.index").write_bytes(faiss.serialize_index(made).tobytes())
-        discard(lake.path, name, kept=INDEX)
-        publish(folder, name, record)
-    for other in kept_results(lake.path, kept=INDEX):
-        if other.startswith(start) and other != name:
-            discard(lake.path, other, kept=INDEX)
+        publish_instead(lake.path, folder, name, record, start)
     return VectorIndex(root=lake.path, name=name, record=kept_record(lake.path, name, kept=INDEX))
 
 
@@ -211,21 +195,3 @@ def _train(
     made.cp.min_points_per_centroid = 1  # else it prints a warning
     made.train(unit_rows(unit @ components))
     return {"mean": standard.mean, "inverse": standard.inverse, "components": components}, made
-
-
-def _kept(lake: Lake, layer: int, site: str, checksums: Mapping[int, str]) -> VectorIndex | None:
-    best: VectorIndex | None = None
-    for name in kept_results(lake.path, kept=INDEX):
-        if not name.startswith(f"{_PREFIX}{site}-{layer}-"):
-            continue
-        try:
-            record = kept_record(lake.path, name, kept=INDEX, full=True)
-        except DamageError:  # it is made again
-            with suppress(StorageError):
-                discard(lake.path, name, kept=INDEX)
-            continue
-        found = VectorIndex(root=lake.path, name=name, record=record)
-        fits = all(checksums.get(int(block)) == checksum for block, checksum in record["blocks"].items())
-        if record["version"] == _VERSION and fits and (best is None or len(found.blocks) > len(best.blocks)):
-            best = found
-    return best

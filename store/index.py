@@ -8,9 +8,9 @@ be made from the activations again, and whoever asks while it is not there reads
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 import neuronlake.store.layout as layout
 from neuronlake.store.commits import commit_checksum
 from neuronlake.store.errors import DamageError
-from neuronlake.store.files import read_checked, storage_error
+from neuronlake.store.files import read_checked
 from neuronlake.store.index_build import EXTREMES, STRONGEST, BlockIndex, BlockIndexer
 from neuronlake.store.index_kernels import NOBODY
-from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish, staging
+from neuronlake.store.index_results import OfBlocks, fitting, index_staging
+from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.sharded import ShardedArray, write_sharded
 from neuronlake.store.tables import from_parquet
@@ -43,17 +44,8 @@ _MANY = 32  # segments of one block each that a writer merges as it goes on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Segment(OfBlocks):
     """Index of some blocks of one site."""
-
-    root: Path
-    name: str
-    record: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Covered blocks, ascending."""
-        return tuple(sorted(int(block) for block in self.record["blocks"]))
 
     @cached_property
     def ordinary(self) -> NDArray[np.int64]:
@@ -63,8 +55,7 @@ class Segment:
     @cached_property
     def arrays(self) -> dict[str, ShardedArray]:
         """Its arrays, see `_PER_NEURON` (layers, neurons, blocks, …) and `_PER_TOKEN` (blocks, rows, …)."""
-        folder = self.root / INDEX / self.name
-        return {name: ShardedArray(folder / name) for name in (*_PER_NEURON, *_PER_TOKEN)}
+        return {name: ShardedArray(self.folder / name) for name in (*_PER_NEURON, *_PER_TOKEN)}
 
 
 def segments(root: Path, site: str, checksums: Mapping[int, str]) -> list[Segment]:
@@ -75,22 +66,9 @@ def segments(root: Path, site: str, checksums: Mapping[int, str]) -> list[Segmen
     checksums
         Block → checksum of its commit record.
     """
-    found = []
-    for name in kept_results(root, kept=INDEX):
-        if not name.startswith(f"{PREFIX}{site}-"):
-            continue
-        try:
-            segment = Segment(root=root, name=name, record=kept_record(root, name, kept=INDEX))
-        except DamageError:  # `verify` lists it
-            continue
-        known = segment.record
-        if known["version"] != VERSION or known["site"] != site:
-            continue
-        if all(checksums.get(int(block)) == checksum for block, checksum in known["blocks"].items()):
-            found.append(segment)
     chosen: list[Segment] = []
     covered: set[int] = set()
-    for segment in sorted(found, key=lambda segment: (-len(segment.blocks), segment.name)):
+    for segment in fitting(Segment, root, f"{PREFIX}{site}-", site, checksums, version=VERSION):
         if not covered & set(segment.blocks):
             chosen.append(segment)
             covered |= set(segment.blocks)
@@ -344,16 +322,6 @@ def _name(record: Mapping[str, Any]) -> str:
     blocks = sorted(int(block) for block in record["blocks"])
     mark = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
     return f"{PREFIX}{record['site']}-{blocks[0]:06d}-{blocks[-1]:06d}-{mark}"
-
-
-@contextmanager
-def index_staging(root: Path, name: str) -> Iterator[Path]:
-    """As `kept.staging`, for the index; what the file system refuses becomes a StorageError."""
-    with staging(root, name, kept=INDEX) as folder:
-        try:
-            yield folder
-        except OSError as error:
-            raise storage_error(error, folder, "write") from error
 
 
 def _damaged(segment: Segment) -> bool:

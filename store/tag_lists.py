@@ -6,7 +6,7 @@ Unlike the lists per block these are of all covered blocks together: a question 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.store.errors import DamageError
-from neuronlake.store.index import index_staging
 from neuronlake.store.index_kernels import key_values, value_keys
-from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish
+from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.sharded import ShardedArray, ShardedWriter, write_sharded
 from neuronlake.store.tag_kernels import FULL, SIZE, SPACE, update_bags
@@ -30,12 +28,8 @@ _ARRAYS = ("rows", "values", "tags")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagLists:
+class TagLists(OfBlocks):
     """Lists of one label at one site, of some blocks."""
-
-    root: Path
-    name: str
-    record: Mapping[str, Any] = field(repr=False)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -47,11 +41,6 @@ class TagLists:
         """All that occur in the covered blocks, or in the plan when they were made; sorted."""
         return tuple(self.record["tags"])
 
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Covered blocks, ascending."""
-        return tuple(sorted(int(block) for block in self.record["blocks"]))
-
     @cached_property
     def count(self) -> NDArray[np.int64]:
         """Tokens with each tag in the covered blocks, (tags,): `min(TAG_EXTREMES, count)` entries of a list are in use."""
@@ -60,7 +49,7 @@ class TagLists:
     @cached_property
     def arrays(self) -> dict[str, ShardedArray]:
         """``rows`` and ``values`` (layers, neurons, tags, 2, TAG_EXTREMES), ``tags`` (blocks, block rows)."""
-        return {name: ShardedArray(self.root / INDEX / self.name / name) for name in _ARRAYS}
+        return {name: ShardedArray(self.folder / name) for name in _ARRAYS}
 
     def extremes(self, place: int, neuron: int, *, bottom: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows and values of a neuron's highest (or lowest) tokens, best first, (tags, TAG_EXTREMES) each.
@@ -107,21 +96,8 @@ def find_tag_lists(root: Path, site: str, checksums: Mapping[int, str]) -> list[
         Block → checksum of its commit record.
     """
     best: dict[str, TagLists] = {}
-    for name in kept_results(root, kept=INDEX):
-        if not name.startswith(_PREFIX):
-            continue
-        try:
-            lists = TagLists(root=root, name=name, record=kept_record(root, name, kept=INDEX))
-        except DamageError:  # `verify` lists it
-            continue
-        known = lists.record
-        if known["version"] != _VERSION or known["site"] != site:
-            continue
-        if any(checksums.get(int(block)) != checksum for block, checksum in known["blocks"].items()):
-            continue
-        key = json.dumps(known["labels"], sort_keys=True)
-        if key not in best or len(best[key].blocks) < len(lists.blocks):
-            best[key] = lists
+    for lists in fitting(TagLists, root, f"{_PREFIX}{site}-", site, checksums, version=_VERSION):
+        best.setdefault(json.dumps(lists.labels, sort_keys=True), lists)
     return [best[key] for key in sorted(best)]
 
 
@@ -259,12 +235,7 @@ def keep_tag_lists(
         for writer in writers:
             writer.close()
         write_sharded(folder, "tags", row_tags.shape, row_tags.dtype, row_tags.__getitem__, sync=True)
-        discard(root, name, kept=INDEX)  # a damaged one would keep its place
-        publish(folder, name, record, sync=True)
-    label = name.rsplit("-", 1)[0]
-    for other in kept_results(root, kept=INDEX):
-        if other.rsplit("-", 1)[0] == label and other != name:
-            discard(root, other, kept=INDEX)
+        publish_instead(root, folder, name, record, name.rsplit("-", 1)[0], sync=True)
 
 
 def _name(record: Mapping[str, Any]) -> str:
