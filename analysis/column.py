@@ -3,23 +3,27 @@
 Their accumulators' size does not depend on the number of tokens.
 """
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import local
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.analysis import group_kernels
 from neuronlake.analysis.groups import BlockGroups
-from neuronlake.analysis.histogram import Binning, empty_histogram
-from neuronlake.analysis.moments import (
-    FIELDS,
-    Moments,
-    add_chunk,
-    add_chunk_basic,
-    combine_moments,
-    merge_folds,
-    no_moments,
-)
+from neuronlake.analysis.histogram import BINS, Binning
+from neuronlake.analysis.moments import BASIC_FIELDS, DTYPES, EMPTY, FIELDS, Moments, combine_moments, no_moments
+from neuronlake.analysis.vectors import LANES
+from neuronlake.store.quantise import expand
+
+_local = local()
+_TABLE_TOKENS = 65535  # more might overflow uint16
+_NO_SCALES = np.zeros((2, LANES), dtype=np.float32)
+_ANY_BINNING = Binning(scale=np.ones(0, dtype=np.float32))
+_NO_TABLE = np.zeros((0, LANES, BINS), dtype=np.uint16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +61,9 @@ class Accumulator:
         Go on from here.
     exponent
         Scales of the histogram's bins, int16 (neurons,); by default those of `earlier`, or chosen by the first chunk.
-    counts
-        Memory for the histogram, uint32 (tags, neurons, 256), whatever it holds: fresh memory is slow.
+    memory
+        Where arrays are left for the next accumulator and taken from, whatever they hold: fresh memory is slow. What
+        `partials` returned is then overwritten.
     """
 
     def __init__(
@@ -73,61 +78,185 @@ class Accumulator:
         basic: bool = False,
         earlier: Partials | None = None,
         exponent: NDArray[np.int16] | None = None,
-        counts: NDArray[np.uint32] | None = None,
+        memory: dict[str, NDArray[Any]] | None = None,
     ):
-        self._neurons, self._width, self._values, self._folds = neurons, chunk_neurons, values, folds
+        self._neurons, self._width, self._values, self._tags, self._folds = neurons, chunk_neurons, values, tags, folds
+        self._lanes = -(-chunk_neurons // LANES) * LANES  # of a column: the kernels do so many neurons at once
+        self._memory = {} if memory is None else memory
         columns, groups = -(-neurons // chunk_neurons), tags * folds
         self._count = np.zeros((columns, groups), dtype=np.int64)
-        self._moments = no_moments(groups, neurons)
-        self._shift = np.empty((columns, chunk_neurons)) if basic else None
+        self._fields = BASIC_FIELDS if basic else FIELDS
+        self._moments = self._no_moments("group", groups)
+        self._basic_moments = tuple(self._moments[FIELDS.index(name)] for name in BASIC_FIELDS)
+        self._shift = np.empty((columns, self._lanes)) if basic else None
         self._earlier = earlier
-        self._histogram: NDArray[np.uint32] | None = None
+        self._counts: NDArray[np.uint32] | None = None
         self._binning: list[Binning | None] = [None] * columns
+        self._tables: dict[int, NDArray[np.uint16]] = {}
+        self._pending = [0] * columns
         if histogram:
-            self._histogram = empty_histogram(tags, neurons) if counts is None else counts
-            self._histogram[:] = 0
+            self._counts = self._array("counts", (columns, tags, self._lanes, BINS), np.uint32)
+            self._counts[:] = 0
             if earlier is not None and earlier.histogram is not None and earlier.exponent is not None:
-                self._histogram[:] = earlier.histogram
                 exponent = earlier.exponent
+                for column, first in enumerate(range(0, neurons, chunk_neurons)):
+                    known = earlier.histogram[:, first : first + chunk_neurons]
+                    self._counts[column, :, : known.shape[1]] = known
             if exponent is not None:
                 firsts = range(0, neurons, chunk_neurons)
                 self._binning = [Binning.of_exponents(exponent[first : first + chunk_neurons]) for first in firsts]
 
-    def add(self, column: int, codes: NDArray[Any], groups: BlockGroups) -> None:
-        """Add the labelled rows of one chunk: uint16 patterns or float32 (rows, c), C order."""
-        first = column * self._width
-        width = min(self._width, self._neurons - first)
-        where: dict[str, Any] = {"first": first, "width": width, "values": self._values}
-        if self._shift is not None:
-            add_chunk_basic(self._moments, self._count[column], self._shift[column], codes, groups, **where)
-        else:
-            add_chunk(self._moments, self._count[column], codes, groups, **where)
-        if self._histogram is not None:
-            binning = self._binning[column]
-            if binning is None:
-                binning = Binning.of_sample(codes, groups, width=width, values=self._values)
-                self._binning[column] = binning
-            binning.add(codes, groups, self._histogram, **where)
+    def add(
+        self,
+        column: int,
+        codes: NDArray[Any],
+        groups: BlockGroups,
+        *,
+        scales: NDArray[np.float32] | None = None,
+        more: bool = False,
+    ) -> None:
+        """Add the labelled rows of one chunk.
 
-    def partials(self) -> Partials:
-        """Return what was added up: arrays that a later `add` would change."""
+        Parameters
+        ----------
+        codes : int8, uint16 or float32 (rows, c), C order
+            Quantised codes, or else bit patterns of the values.
+        scales : float32 (c, 2)
+            Unit and knee of codes, None for patterns.
+        more
+            This thread's next chunk, of whatever accumulator, is of the same column.
+        """
+        width = min(self._width, self._neurons - column * self._width)
+        if self._counts is not None and self._binning[column] is None:
+            sample = np.ascontiguousarray(codes[groups.sample])
+            if scales is not None:
+                expand(sample, scales, patterns := np.empty(sample.shape, dtype=np.uint16))
+                sample = patterns
+            self._binning[column] = Binning.of_sample(sample[:, :width], values=self._values)
+        if codes.shape[1] != self._lanes:
+            codes = np.pad(codes, [(0, 0), (0, self._lanes - codes.shape[1])])
+        kind, units = self._values, _NO_SCALES
+        if scales is not None:
+            kind, units = "int8a", np.zeros((2, self._lanes), dtype=np.float32)
+            units[:, : len(scales)] = scales.T
+        count, first = self._count[column], column * self._lanes
+        if self._shift is not None:
+            kernel = group_kernels.BASIC[kind]
+            kernel(
+                codes, units, groups.rows, groups.start, first, count, groups.sample, self._shift[column],
+                self._basic_moments, _work(),
+            )  # fmt: skip
+            return
+        binning, table = self._binning[column], _NO_TABLE
+        edges = (binning or _ANY_BINNING).lanes(self._lanes)
+        for start, most in _windows(groups):
+            if binning is not None:
+                table = self._table(column, most)
+            kernel = group_kernels.EVERYTHING[kind]
+            kernel(codes, units, groups.rows, start, self._folds, first, count, self._moments, edges, table, _work())
+        if not more:
+            self._flush(column)
+
+    def counts(self, column: int) -> NDArray[np.uint32]:
+        """Return the histogram of a column: (tags, neurons, 256), C order."""
+        width = min(self._width, self._neurons - column * self._width)
+        return np.ascontiguousarray(there(self._counts)[column, :, :width])
+
+    def exponent(self, column: int) -> NDArray[np.int16] | None:
+        """Return the scales of a column's bins, (neurons,); None before its first chunk."""
+        binning = self._binning[column]
+        return None if binning is None else binning.exponent
+
+    def partials(self, *, histogram: bool = True) -> Partials:
+        """Return what was added up: arrays that a later `add` would change. Without the histogram, if asked to."""
         if np.any(self._count != self._count[0]):
             raise AssertionError("some columns were given blocks that others were not")
-        by_fold = replace(self._moments, count=self._count[0][:, None])
-        pooled = merge_folds(by_fold, self._folds)
+        pooled = self._no_moments("tag", self._tags)
+        group_kernels.pool(self._count[0], self._folds, self._moments, self._shift is not None, pooled, _work())
+        by_fold = self._as_moments(self._moments, self._count[0])
+        pooled = self._as_moments(pooled, self._count[0].reshape(self._tags, -1).sum(axis=1))
         if self._earlier is not None:
             pooled = combine_moments(self._earlier.pooled, pooled)
             by_fold = combine_moments(self._earlier.by_fold, by_fold)
         scales = [binning for binning in self._binning if binning is not None]
+        complete = self._counts is not None and len(scales) == len(self._binning)
+        counts = None
+        if histogram and self._counts is not None:
+            counts = self._without_surplus(np.moveaxis(self._counts, 0, 1))
         return Partials(
             pooled=pooled,
             by_fold=by_fold,
-            exponent=np.concatenate([binning.exponent for binning in scales]) if self._complete(scales) else None,
-            histogram=self._histogram,
+            exponent=np.concatenate([binning.exponent for binning in scales]) if complete else None,
+            histogram=counts,
         )
 
-    def _complete(self, scales: list[Binning]) -> bool:
-        return self._histogram is not None and len(scales) == len(self._binning)
+    def _table(self, column: int, tokens: int) -> NDArray[np.uint16]:
+        """Table of small counters for at most so many more tokens of a tag."""
+        if self._pending[column] + tokens > _TABLE_TOKENS:
+            self._flush(column)
+        if column not in self._tables:
+            free = _free_tables(self._tags, self._lanes)
+            self._tables[column] = free.pop() if free else np.zeros((self._tags, self._lanes, BINS), dtype=np.uint16)
+        self._pending[column] += tokens
+        return self._tables[column]
+
+    def _flush(self, column: int) -> None:
+        if column in self._tables:
+            table = self._tables.pop(column)
+            group_kernels.flush(table, there(self._counts)[column])
+            self._pending[column] = 0
+            _free_tables(self._tags, self._lanes).append(table)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An array whose content is left to the caller."""
+        size = math.prod(shape)
+        if name not in self._memory or self._memory[name].size < size:
+            self._memory[name] = np.empty(size, dtype=dtype)
+        return self._memory[name][:size].reshape(shape)
+
+    def _no_moments(self, name: str, groups: int) -> tuple[NDArray[Any], ...]:
+        """Fields of `Moments` of no tokens, (groups, lanes of all columns); what is not gathered has no groups."""
+        found, lanes = [], len(self._count) * self._lanes
+        for field, dtype in DTYPES.items():
+            array = self._array(f"{name} {field}", (groups if field in self._fields else 0, lanes), dtype)
+            array[:] = EMPTY.get(field, 0)
+            found.append(array)
+        return tuple(found)
+
+    def _as_moments(self, fields: tuple[NDArray[Any], ...], count: NDArray[np.int64]) -> Moments:
+        shape = len(count), len(self._count), self._lanes
+        whole = {
+            name: np.reshape(array, shape) if len(array) else np.broadcast_to(array.dtype.type(0), shape)
+            for name, array in zip(FIELDS, fields, strict=True)
+        }
+        return Moments(count=count[:, None], **{name: self._without_surplus(array) for name, array in whole.items()})
+
+    def _without_surplus(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(groups, columns, lanes, …) -> (groups, neurons, …)."""
+        groups, _, _, *rest = array.shape
+        return array[:, :, : self._width].reshape(groups, -1, *rest)[:, : self._neurons]
+
+
+def _windows(groups: BlockGroups) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Divide groups so that no tag has more tokens at once than a small counter holds: `BlockGroups.start`, and how many."""
+    if groups.most <= _TABLE_TOKENS:
+        yield groups.start, groups.most
+        return
+    for first in range(0, len(groups.rows), _TABLE_TOKENS):
+        yield np.clip(groups.start, first, first + _TABLE_TOKENS), _TABLE_TOKENS
+
+
+def _work() -> NDArray[np.float32]:
+    """Return this thread's scratch memory for the kernels."""
+    if not hasattr(_local, "work"):
+        _local.work = np.empty(group_kernels.WORK, dtype=np.float32)
+    return _local.work  # type: ignore[no-any-return]
+
+
+def _free_tables(tags: int, lanes: int) -> list[NDArray[np.uint16]]:
+    """Tables of zeros that this thread may take, and gives back."""
+    known: dict[tuple[int, int], list[NDArray[np.uint16]]] = _local.__dict__.setdefault("tables", {})
+    return known.setdefault((tags, lanes), [])
 
 
 def combine_partials(first: Partials, second: Partials) -> Partials:

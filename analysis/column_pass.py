@@ -1,6 +1,7 @@
 """The pass over a lake that statistics come from: independent pieces, each some columns of one layer, in parallel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import local
@@ -21,6 +22,7 @@ from neuronlake.store.arrays import create_array
 from neuronlake.store.encodings import get_encoding
 
 _local = local()
+_OPEN_FILES = 32  # per thread
 PIECE_CHUNKS = 8  # 512 neurons of SmolLM2: three pieces a layer, whose histograms take 9 MB for 17 tags
 MAX_HISTOGRAM_TAGS = 256
 """With more tags, AUROC is computed exactly by a second pass instead of from histograms of 1 KiB per tag × neuron."""
@@ -102,16 +104,25 @@ def create_counts(job: Pass, layers: int) -> None:
         create_array(job.folder, "histogram/counts", shape, "uint32", chunks)
 
 
-def piece_statistics(jobs: Sequence[Pass], *, layer: int, first: int, stop: int) -> list[Column]:
+def piece_statistics(
+    jobs: Sequence[Pass], *, layer: int, first: int, stop: int, take: Callable[[list[Column]], None] | None = None
+) -> list[Column] | None:
     """Read the columns of one piece, block after block, and add them up, for one label set or several.
 
     The jobs have the same source and site; every chunk is read once for all of them.
+
+    Parameters
+    ----------
+    take
+        Given what else is returned. It copies: the thread's next piece is gathered in the same memory.
     """
     source, site = jobs[0].source, jobs[0].site
     encoding = get_encoding(source.encoding)
     width = source.chunk_neurons
     chunks = range(first // width, -(-stop // width))
-    codes: NDArray[Any] = np.empty((source.block_rows, width), dtype=encoding.stored)
+    codes = _memory(-1).setdefault("codes", np.empty(0, dtype=encoding.codes))
+    if codes.shape != (source.block_rows, width) or codes.dtype != encoding.codes:
+        codes = _memory(-1)["codes"] = np.empty((source.block_rows, width), dtype=encoding.codes)
     accumulators = [
         Accumulator(
             tags=len(job.tags),
@@ -122,7 +133,7 @@ def piece_statistics(jobs: Sequence[Pass], *, layer: int, first: int, stop: int)
             histogram=job.counted,
             basic=job.basic,
             earlier=_earlier(job, source.layers.index(layer), slice(first, stop)),
-            counts=_counts(place, len(job.tags), stop - first) if job.counted else None,
+            memory=None if take is None else _memory(place),
         )
         for place, job in enumerate(jobs)
     ]
@@ -130,19 +141,33 @@ def piece_statistics(jobs: Sequence[Pass], *, layer: int, first: int, stop: int)
     for job, accumulator in zip(jobs, accumulators, strict=True):
         for groups in job.groups:
             wanted.setdefault(groups.block, []).append((accumulator, groups))
-    # The histograms of one column stay in the cache while the blocks pass; moments are small, and a file is opened once.
-    basic = all(job.basic for job in jobs)
-    for span in [chunks] if basic else [range(chunk, chunk + 1) for chunk in chunks]:
-        for block, users in sorted(wanted.items(), key=lambda item: item[0]):
-            rows = 1 + max(groups.last_row for _, groups in users)
-            found = source.read_chunks(layer=layer, block=block, chunks=span, rows=rows, out=codes, site=site)
-            for column, _ in enumerate(found, span.start - chunks.start):
-                for accumulator, groups in users:
-                    accumulator.add(column, codes, groups)
-    return [
-        _column(job, accumulator.partials(), layer, first, chunks)
-        for job, accumulator in zip(jobs, accumulators, strict=True)
+    blocks = sorted(wanted)
+    derived: list[list[dict[str, NDArray[Any]]]] = [[] for _ in jobs]
+    for batch in [blocks[i : i + _OPEN_FILES] for i in range(0, len(blocks), _OPEN_FILES)] or [[]]:
+        with ExitStack() as stack:
+            shards = []
+            for block in batch:
+                rows = 1 + max(groups.last_row for _, groups in wanted[block])
+                found = source.read_chunks(layer=layer, block=block, chunks=chunks, rows=rows, out=codes, site=site)
+                shards.append((block, stack.enter_context(closing(found))))
+            # A column's histograms stay in the cache while its blocks pass.
+            for column, chunk in enumerate(chunks):
+                for block, shard in shards:
+                    next(shard)
+                    scales = source.chunk_scales(layer=layer, block=block, chunk=chunk, site=site)
+                    for accumulator, groups in wanted[block]:
+                        accumulator.add(column, codes, groups, scales=scales, more=block != batch[-1])
+                if batch == blocks[-len(batch) :]:
+                    for job, accumulator, parts in zip(jobs, accumulators, derived, strict=True):
+                        parts.append(_derived(job, accumulator, layer, column, chunk))
+    columns = [
+        _column(job, accumulator, layer, first, parts)
+        for job, accumulator, parts in zip(jobs, accumulators, derived, strict=True)
     ]
+    if take is None:
+        return columns
+    take(columns)
+    return None
 
 
 def _earlier(job: Pass, position: int, neurons: slice) -> Partials | None:
@@ -156,36 +181,41 @@ def _earlier(job: Pass, position: int, neurons: slice) -> Partials | None:
     return found
 
 
-def _counts(place: int, tags: int, neurons: int) -> NDArray[np.uint32]:
-    """Memory for a piece's histograms, the same for all pieces of a thread."""
-    buffers: dict[int, NDArray[np.uint32]] = _local.__dict__.setdefault("counts", {})
-    size = tags * neurons * BINS
-    if place not in buffers or buffers[place].size < size:
-        buffers[place] = np.empty(size, dtype=np.uint32)
-    return np.reshape(buffers[place][:size], (tags, neurons, BINS))
+def _memory(place: int) -> dict[str, NDArray[Any]]:
+    """Memory that this thread's pieces use one after the other, of one job; −1 for what all jobs share."""
+    known: dict[int, dict[str, NDArray[Any]]] = _local.__dict__.setdefault("memory", {})
+    return known.setdefault(place, {})
 
 
-def _column(job: Pass, partials: Partials, layer: int, first: int, chunks: range) -> Column:
+def _column(job: Pass, found: Accumulator, layer: int, first: int, derived: list[dict[str, NDArray[Any]]]) -> Column:
+    requested = bool(derived[0]) and bool(job.also)
+    partials = found.partials(histogram=job.folder is not None or requested)
     if job.folder is not None and partials.histogram is not None:
         import zarr
 
         position, last = job.source.layers.index(layer), first + partials.histogram.shape[1]
         zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:last] = partials.histogram
-    derived = _derived(job, partials, layer, chunks)
-    return Column(layer=layer, first=first, partials=replace(partials, histogram=None), derived=derived)
+    whole = {name: np.concatenate([part[name] for part in derived], axis=-1) for name in derived[0]}
+    if requested and partials.histogram is not None and partials.exponent is not None:
+        kept, binning = partials.histogram[job.kept], Binning.of_exponents(partials.exponent)
+        ends = partials.pooled.minimum[job.kept], partials.pooled.maximum[job.kept]
+        whole |= requested_statistics(kept, binning, *ends, job.also)
+    return Column(layer=layer, first=first, partials=replace(partials, histogram=None), derived=whole)
 
 
-def _derived(job: Pass, found: Partials, layer: int, chunks: range) -> dict[str, NDArray[Any]]:
+def _derived(job: Pass, found: Accumulator, layer: int, column: int, chunk: int) -> dict[str, NDArray[Any]]:
+    """Of one column, whose histograms are still in the cache."""
     if job.basic or len(job.kept) < 2:
         return {}
-    if found.histogram is not None and found.exponent is not None:
-        kept = found.histogram if len(job.kept) == len(job.tags) else found.histogram[job.kept]
-        binning = Binning.of_exponents(found.exponent)
-        ends = found.pooled.minimum[job.kept], found.pooled.maximum[job.kept]
-        return derived_statistics(kept, binning) | requested_statistics(kept, binning, *ends, job.also)
-    parts = [
-        column_auroc(job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES)
-        for chunk in chunks
-    ]
-    area, error = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    if job.counted:
+        exponent = found.exponent(column)
+        if exponent is None:
+            return {}
+        counts = found.counts(column)
+        return derived_statistics(
+            counts if len(job.kept) == len(job.tags) else counts[job.kept], Binning.of_exponents(exponent)
+        )
+    area, error = column_auroc(
+        job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES
+    )
     return {"auroc": area, "auroc_error": error}

@@ -15,7 +15,9 @@ from neuronlake.store.parallel import usable_cpus
 
 _Result = TypeVar("_Result")
 _CONNECT_SECONDS = 5
-_LOCAL = ("threads", "processes", "synchronous")
+LOCAL_THREADS = ("threads", "synchronous")
+"""Schedulers whose work shares this process's memory."""
+_LOCAL = (*LOCAL_THREADS, "processes")
 Progress = Callable[[int, int], None]
 """Called with (pieces done, pieces in all) after every piece."""
 

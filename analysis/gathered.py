@@ -1,23 +1,18 @@
 """What a pass found, of all neurons together: from its columns, or from where it was kept."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.column_pass import Column
-from neuronlake.analysis.moments import DTYPES, FIELDS, Moments
-from neuronlake.store.parallel import usable_cpus
-
-_AT_ONCE = 16  # pieces
+from neuronlake.analysis.moments import BASIC_FIELDS, DTYPES, FIELDS, Moments
 
 FOLD_FIELDS = ("mean", "m2", "absolute", "active")
 """What is kept per fold: enough for every ranker that starts from moments."""
-BASIC_FIELDS = ("mean", "m2", "active")
-"""What there is of basic statistics, per tag and per fold."""
 
 
 def moment_fields(basic: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -45,44 +40,43 @@ class Gathered:
     attributes: dict[str, Any] = field(repr=False)
 
 
-def gather_columns(
-    columns: list[Column],
-    *,
-    layers: tuple[int, ...],
-    neurons: int,
-    tags: tuple[str, ...],
-    count: NDArray[np.int64],
-    attributes: dict[str, Any],
-    basic: bool,
-) -> Gathered:
-    """Put columns together; the list is emptied on the way, so that results are held once, not twice."""
-    place = {layer: position for position, layer in enumerate(layers)}
-    per_tag, per_fold = moment_fields(basic)
-    first = _arrays(columns[0], per_tag, per_fold)
-    whole = {key: np.empty((*values.shape[:-1], len(layers), neurons), dtype=values.dtype) for key, values in first.items()}
+class Gathering:
+    """Puts columns together as they come, from several threads: results are held once, not twice."""
 
-    def put(column: Column) -> None:
-        for key, values in _arrays(column, per_tag, per_fold).items():
-            whole[key][..., place[column.layer], column.first : column.first + values.shape[-1]] = values
+    def __init__(self, *, layers: tuple[int, ...], neurons: int, basic: bool):
+        self._layers, self._neurons = layers, neurons
+        self._fields = moment_fields(basic)
+        self._whole: dict[tuple[str, str], NDArray[Any]] = {}
+        self._lock = Lock()
 
-    with ThreadPoolExecutor(usable_cpus()) as pool:  # fresh memory is slow to write to
-        while columns:
-            for _ in pool.map(put, [columns.pop() for _ in range(min(len(columns), _AT_ONCE))]):
-                pass
-    pooled, by_fold, derived = (
-        {name: values for (place, name), values in whole.items() if place == kind}
-        for kind in ("pooled", "by_fold", "derived")
-    )
-    return Gathered(
-        tags=tags,
-        layers=layers,
-        count=count,
-        pooled=some_moments(count.sum(axis=1), pooled),
-        by_fold=some_moments(count, by_fold),
-        exponent=whole.get(("histogram", "exponent")),
-        derived=derived,
-        attributes=attributes,
-    )
+    def put(self, column: Column) -> None:
+        """Copy a column's arrays to where they belong."""
+        arrays = _arrays(column, *self._fields)
+        with self._lock:
+            for key, values in arrays.items():
+                if key not in self._whole:
+                    shape = *values.shape[:-1], len(self._layers), self._neurons
+                    self._whole[key] = np.empty(shape, dtype=values.dtype)
+        neurons = slice(column.first, column.first + column.partials.pooled.mean.shape[1])
+        for key, values in arrays.items():
+            self._whole[key][..., self._layers.index(column.layer), neurons] = values
+
+    def gathered(self, *, tags: tuple[str, ...], count: NDArray[np.int64], attributes: dict[str, Any]) -> Gathered:
+        """Return all, once every column was put."""
+        pooled, by_fold, derived = (
+            {name: values for (place, name), values in self._whole.items() if place == kind}
+            for kind in ("pooled", "by_fold", "derived")
+        )
+        return Gathered(
+            tags=tags,
+            layers=self._layers,
+            count=count,
+            pooled=some_moments(count.sum(axis=1), pooled),
+            by_fold=some_moments(count, by_fold),
+            exponent=self._whole.get(("histogram", "exponent")),
+            derived=derived,
+            attributes=attributes,
+        )
 
 
 def _arrays(column: Column, per_tag: Sequence[str], per_fold: Sequence[str]) -> dict[tuple[str, str], NDArray[Any]]:

@@ -44,10 +44,10 @@ class BlockGroups:
         """Tokens per group, (groups,)."""
         return np.diff(self.start)
 
-    @property
-    def tag_start(self) -> NDArray[np.int64]:
-        """Where each tag begins in `rows`, and the end: (tags + 1,)."""
-        return self.start[:: self.folds]
+    @cached_property
+    def most(self) -> int:
+        """Tokens of the most frequent tag."""
+        return int(np.max(np.diff(self.start[:: self.folds]), initial=0))
 
 
 def fold_of(documents: NDArray[np.int32], folds: int) -> NDArray[np.int32]:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis import kernels
-from neuronlake.analysis.groups import BlockGroups
-from neuronlake.analysis.kernels import BIN_SHIFT, BINS, ZERO_BIN
-from neuronlake.analysis.moments import as_float32, typed_patterns
+from neuronlake.analysis.group_kernels import BIN_SHIFT, BINS, ZERO_BIN
+from neuronlake.analysis.moments import as_float32
 
 _MAGNITUDES = 127  # bins of one sign
+_ROUNDING, _LARGEST = np.finfo(np.float32).eps, np.finfo(np.float32).max
 _SHARE = 6  # of the median magnitude: measured on real activations, the AUROC's bound is smallest from 6 to 12
 _EXPONENTS = -100, 100  # keeps every edge a normal float32
 
@@ -30,6 +29,7 @@ class Binning:
 
     scale: NDArray[np.float32] = field(repr=False)
     """s, powers of two, (neurons,)."""
+    _lanes: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def exponent(self) -> NDArray[np.int16]:
@@ -42,48 +42,37 @@ class Binning:
         return cls(scale=np.ldexp(np.float32(1), exponent.astype(np.int32)))
 
     @classmethod
-    def of_sample(cls, codes: NDArray[Any], groups: BlockGroups, *, width: int, values: str) -> "Binning":
-        """Choose the scales by a sample of a chunk's labelled rows; 1 is assumed for a neuron that is zero in all of them.
+    def of_sample(cls, sample: NDArray[Any], *, values: str) -> "Binning":
+        """Choose the scales by some rows (`BlockGroups.sample`); 1 is assumed for a neuron that is zero in all of them.
 
         The median is taken; the mean would follow a single massive activation.
 
         Parameters
         ----------
-        codes : uint16 bit patterns or float32 (rows, c), C order
+        sample : uint16 bit patterns or float32 (rows, neurons)
         """
-        sample = codes[groups.sample, :width]
-        magnitude = np.sort(np.abs(as_float32(sample, values)), axis=0)
-        zeros = np.count_nonzero(magnitude == 0, axis=0)
-        middle = np.minimum((zeros + len(magnitude)) // 2, len(magnitude) - 1)  # the median of those that are not zero
-        median = magnitude[middle, np.arange(width)].astype(np.float64)
+        rows = sample.shape[0]
+        # magnitudes order as their patterns do; a neuron's lie side by side, where sorting is fast
+        unsigned = sample.view(f"u{sample.itemsize}")
+        magnitude = np.ascontiguousarray((unsigned & unsigned.dtype.type((1 << (8 * sample.itemsize - 1)) - 1)).T)
+        magnitude.sort(axis=1)
+        zeros = np.count_nonzero(magnitude == 0, axis=1)
+        middle = np.minimum((zeros + rows) // 2, rows - 1)  # the median of those that are not zero
+        median = magnitude[np.arange(len(magnitude)), middle].view(sample.dtype)
+        median = as_float32(median, values).astype(np.float64)
         exponent = np.frexp(np.where(median > 0, median / _SHARE, 1.0))[1] - 1
         return cls.of_exponents(np.clip(exponent, *_EXPONENTS).astype(np.int16))
 
-    def add(
-        self,
-        codes: NDArray[Any],
-        groups: BlockGroups,
-        histogram: NDArray[np.uint32],
-        *,
-        width: int,
-        values: str,
-        first: int = 0,
-    ) -> None:
-        """Count the labelled rows of one chunk.
-
-        Parameters
-        ----------
-        codes : uint16 bit patterns or float32 (rows, c), C order
-        groups
-            The rows that count.
-        histogram : uint32 (tags, neurons, 256)
-            Added to, from the neuron `first` on.
-        """
-        origin = self.scale.view(np.uint32)
-        ceiling = (origin + np.uint32((_MAGNITUDES << BIN_SHIFT) - 1)).view(np.float32)
-        patterns = typed_patterns(codes, values)
-        rows, start = groups.rows, groups.tag_start
-        kernels.add_to_histogram(patterns, rows, start, width, first, self.scale, origin, ceiling, histogram)
+    def lanes(self, width: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
+        """Return what the kernels need of as many neurons, or more: scale, its bits, and the largest |x| + s of any bin."""
+        if (known := self._lanes.get(width)) is not None:
+            return known
+        scale = np.ones(width, dtype=np.float32)
+        scale[: len(self.scale)] = self.scale
+        origin = scale.view(np.int32)
+        found = scale, origin, (origin + np.int32((_MAGNITUDES << BIN_SHIFT) - 1)).view(np.float32)
+        self._lanes[width] = found
+        return found
 
     def upper_edge(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
         """Upper end of one bin of every neuron, float64 (neurons,); see `edges`."""
@@ -108,13 +97,8 @@ class Binning:
         offset = bits.view(np.float32).astype(np.float64)
         bounds = offset - self.scale[:, None]
         # |x| + s was rounded to float32, so a value may lie that much beyond its bin's end
-        slack = np.finfo(np.float32).eps * offset
-        return np.maximum(bounds - slack, 0), np.where(level == _MAGNITUDES, np.finfo(np.float32).max, bounds + slack)
+        slack = _ROUNDING * offset
+        return np.maximum(bounds - slack, 0), np.where(level == _MAGNITUDES, _LARGEST, bounds + slack)
 
 
-def empty_histogram(tags: int, neurons: int) -> NDArray[np.uint32]:
-    """Histogram of no tokens."""
-    return np.zeros((tags, neurons, BINS), dtype=np.uint32)
-
-
-__all__ = ["BINS", "ZERO_BIN", "Binning", "empty_histogram"]
+__all__ = ["BINS", "ZERO_BIN", "Binning"]

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis import kernels
-from neuronlake.analysis.groups import BlockGroups
 
 _Triple = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 
@@ -51,6 +50,10 @@ DTYPES = {
 """Types of the fields of `Moments` that are (groups, neurons)."""
 FIELDS = tuple(DTYPES)
 """Their names."""
+BASIC_FIELDS = ("mean", "m2", "active")
+"""What there is of basic statistics, per tag and per fold."""
+EMPTY = {"minimum": np.inf, "maximum": -np.inf}
+"""What a group without tokens has where it is not zero."""
 
 
 def no_moments(groups: int, neurons: int) -> Moments:
@@ -58,76 +61,8 @@ def no_moments(groups: int, neurons: int) -> Moments:
     shape = (groups, neurons)
     return Moments(
         count=np.zeros((groups, 1), dtype=np.int64),
-        **{name: np.zeros(shape) for name in ("mean", "m2", "m3", "m4", "absolute")},
-        active=np.zeros(shape, dtype=np.int32),
-        minimum=np.full(shape, np.inf, dtype=np.float32),
-        maximum=np.full(shape, -np.inf, dtype=np.float32),
+        **{name: np.full(shape, EMPTY.get(name, 0), dtype=dtype) for name, dtype in DTYPES.items()},
     )
-
-
-def chunk_moments(codes: NDArray[Any], groups: BlockGroups, *, width: int, values: str) -> Moments:
-    """Moments of one chunk of stored patterns.
-
-    Parameters
-    ----------
-    codes : uint16 bit patterns or float32 (rows, c), C order
-    groups
-        The rows that count.
-    width
-        Neurons of the chunk, ``width <= c``.
-    values
-        ``float16``, ``bfloat16`` or ``float32``.
-    """
-    found = no_moments(len(groups.count), width)
-    add_chunk(found, found.count[:, 0], codes, groups, first=0, width=width, values=values)
-    return found
-
-
-def add_chunk(
-    moments: Moments,
-    count: NDArray[np.int64],
-    codes: NDArray[Any],
-    groups: BlockGroups,
-    *,
-    first: int,
-    width: int,
-    values: str,
-) -> None:
-    """Add, in place, one chunk of stored patterns (see `chunk_moments`) to the moments of the neurons ``first …``.
-
-    Parameters
-    ----------
-    count : int64 (groups,)
-        Tokens of these neurons so far; added to.
-    """
-    m = moments
-    kernels.add_moments(
-        typed_patterns(codes, values), groups.rows, groups.start, width, first, count, m.mean, m.m2, m.m3, m.m4, m.absolute,
-        m.active, m.minimum, m.maximum,
-    )  # fmt: skip
-
-
-def add_chunk_basic(
-    moments: Moments,
-    count: NDArray[np.int64],
-    shift: NDArray[np.float64],
-    codes: NDArray[Any],
-    groups: BlockGroups,
-    *,
-    first: int,
-    width: int,
-    values: str,
-) -> None:
-    """Do what `add_chunk` does, for mean, m2 and active alone: one look at every value instead of two.
-
-    Parameters
-    ----------
-    shift : float64 (width,)
-        Sums are taken about it. The first chunk's mean over some rows is written there, and must be there for the next.
-    """
-    m = moments
-    patterns = typed_patterns(codes, values)
-    kernels.add_basic(patterns, groups.rows, groups.start, width, first, count, shift, m.mean, m.m2, m.active)
 
 
 def combine_moments(first: Moments, second: Moments) -> Moments:
@@ -194,11 +129,6 @@ def rest_moments(
             out[tag] = value
         before = _merge(before, part)
     return rest
-
-
-def typed_patterns(codes: NDArray[Any], values: str) -> NDArray[Any]:
-    """Return patterns in the type by which the kernels know their format: int16 for bfloat16."""
-    return codes.view(np.int16) if values == "bfloat16" else codes
 
 
 def as_float32(codes: NDArray[Any], values: str) -> NDArray[np.float32]:

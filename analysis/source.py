@@ -1,6 +1,6 @@
 """What the analysis needs of a lake, as a protocol: `neuronlake.store.Lake` fits, and so does anything held in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -53,8 +53,14 @@ class LakeSource(Protocol):
 
     def read_chunks(
         self, *, layer: int, block: int, chunks: range, rows: int | None, out: NDArray[Any], site: str
-    ) -> Iterator[NDArray[Any]]:
-        """Decode neighbouring inner chunks one after the other into `out`, of which only the first `rows` are wanted."""
+    ) -> Generator[NDArray[Any]]:
+        """Decode neighbouring inner chunks one after the other into `out`, of which only the first `rows` are wanted.
+
+        Where the encoding is quantised and `out` is int8: its codes.
+        """
+
+    def chunk_scales(self, *, layer: int, block: int, chunk: int, site: str) -> NDArray[np.float32] | None:
+        """Unit and knee of the codes of a chunk, (c, 2); None where the encoding is not quantised."""
 
     def read_block(
         self, *, layer: int, block: int, neurons: Sequence[int] | NDArray[Any] | None, site: str

@@ -20,8 +20,8 @@ from neuronlake.analysis.column_pass import (
     pieces,
 )
 from neuronlake.analysis.derived import requested
-from neuronlake.analysis.execute import Progress, run_all
-from neuronlake.analysis.gathered import Gathered, gather_columns
+from neuronlake.analysis.execute import LOCAL_THREADS, Progress, run_all
+from neuronlake.analysis.gathered import Gathered, Gathering
 from neuronlake.analysis.groups import FOLDS, fold_of, group_blocks
 from neuronlake.analysis.kept_statistics import (
     KeptDamageError,
@@ -305,16 +305,13 @@ class _Run:
         )
         self._labels, self._compared = labels, compared
 
-    def gathered(self, columns: list[Column], layers: tuple[int, ...]) -> Gathered:
-        """Put its columns together."""
+    def gathered(self, gathering: Gathering) -> Gathered:
+        """Return what its columns make together."""
         job, labels, compared = self.job, self._labels, self._compared
         labelled = labels.codes >= 0
         group = labels.codes[labelled] * job.folds + fold_of(labels.documents[labelled], job.folds)
         count = np.bincount(group, minlength=len(job.tags) * job.folds).reshape(len(job.tags), job.folds)
-        return gather_columns(
-            columns,
-            layers=layers,
-            neurons=job.source.neurons,
+        return gathering.gathered(
             tags=job.tags,
             count=count.astype(np.int64),
             attributes={
@@ -328,7 +325,6 @@ class _Run:
                 "versions": versions(),
                 **({"added": labels.added} if labels.added else {}),
             },
-            basic=job.basic,
         )
 
 
@@ -346,10 +342,19 @@ def _gather(
     check_size([(len(job.tags), job.folds) for job in jobs], len(layers), source.neurons)
     for job in jobs:
         create_counts(job, len(layers))
-    found = run_all(partial(piece_statistics, jobs), pieces(source, layers), scheduler=scheduler, progress=progress)
-    columns = [list(each) for each in zip(*found, strict=True)]
-    found.clear()
-    return [run.gathered(columns.pop(0), layers) for run in runs]
+    gatherings = [Gathering(layers=layers, neurons=source.neurons, basic=job.basic) for job in jobs]
+    # In this process every piece is put where it belongs by the thread that made it.
+    place = partial(_put, gatherings)
+    work = partial(piece_statistics, jobs, take=place if scheduler is None or scheduler in LOCAL_THREADS else None)
+    for columns in run_all(work, pieces(source, layers), scheduler=scheduler, progress=progress):
+        if columns is not None:
+            place(columns)
+    return [run.gathered(gathering) for run, gathering in zip(runs, gatherings, strict=True)]
+
+
+def _put(gatherings: Sequence[Gathering], columns: Sequence[Column]) -> None:
+    for gathering, column in zip(gatherings, columns, strict=True):
+        gathering.put(column)
 
 
 def _gather_and_keep(

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -274,20 +274,33 @@ class Lake:
         rows: int | None = None,
         out: NDArray[Any],
         site: str = layout.DEFAULT_SITE,
-    ) -> Iterator[NDArray[Any]]:
+    ) -> Generator[NDArray[Any]]:
         """Read neighbouring inner chunks one after the other, each as `read_codes` does, into the same array.
 
         Parameters
         ----------
         rows
             Only the first so many rows are wanted: what the others hold is undefined. None means all.
+        out
+            As for `read_codes`; int8 for the codes of a quantised encoding, whose scales `chunk_scales` has.
         """
         self._check(site, layer)
         self._check_block(block)
         with self.reader.shard(site, layer, block) as shard:
             for chunk in chunks:
-                shard.patterns(chunk, out, rows=rows)
+                if out.dtype == self.reader.encoding.codes:
+                    shard.codes(chunk, out)
+                else:
+                    shard.patterns(chunk, out, rows=rows)
                 yield out[:, : self.neurons - chunk * self.chunk_neurons]
+
+    def chunk_scales(
+        self, *, layer: int, block: int, chunk: int, site: str = layout.DEFAULT_SITE
+    ) -> NDArray[np.float32] | None:
+        """Return unit and knee of the codes of an inner chunk, float32 (c, 2); None where the encoding has none."""
+        self._check(site, layer)
+        self._check_block(block)
+        return self.reader.scales(site, layer, block, chunk) if self.reader.encoding.quantised else None
 
     def chunk_bytes(self, *, layer: int, block: int, neuron: int, site: str = layout.DEFAULT_SITE) -> int:
         """Size on disk of the inner chunk that holds a neuron's values in a block, in bytes."""

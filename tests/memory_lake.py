@@ -1,6 +1,6 @@
 """A lake held in memory: the reading side only, for tests that need no files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,11 +142,14 @@ class MemoryLake:
 
     def read_chunks(
         self, *, layer: int, block: int, chunks: range, rows: int | None, out: NDArray[Any], site: str = "mlp.post"
-    ) -> Iterator[NDArray[Any]]:
+    ) -> Generator[NDArray[Any]]:
         for chunk in chunks:
             found = self.read_codes(layer=layer, block=block, chunk=chunk, out=out, site=site)
             out[rows:] = np.nan if out.dtype == np.float32 else 0x7FFF  # NaN in float16 and bfloat16: nobody may look
             yield found
+
+    def chunk_scales(self, *, layer: int, block: int, chunk: int, site: str = "mlp.post") -> None:
+        """None of its encodings has any."""
 
     def read_block(
         self, *, layer: int, block: int, neurons: Sequence[int] | None = None, site: str = "mlp.post"

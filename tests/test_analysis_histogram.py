@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_lake import from_codes, to_codes
 
+from neuronlake.analysis.column import Accumulator
 from neuronlake.analysis.groups import group_rows
-from neuronlake.analysis.histogram import BINS, ZERO_BIN, Binning, empty_histogram
+from neuronlake.analysis.histogram import BINS, ZERO_BIN, Binning
 
 ENCODINGS = ("float16", "bfloat16", "float32")
 SPECIAL = [0.0, -0.0, 6e-8, -6e-8, 6.1e-5, 1e-3, 1.0, -1.0, 1.0005, 235.0, -235.0, 6e4, -6e4]
@@ -27,23 +28,36 @@ def patterns(draw):
     return to_codes(np.clip(values, -limit, limit).astype(np.float32)[:, None], encoding), encoding
 
 
+def histogram_of(codes, groups, encoding, exponent=None, tags=1, folds=1, more=()):
+    """Histogram (tags, neurons, 256) of one chunk, and of some more."""
+    accumulator = Accumulator(
+        tags=tags,
+        folds=folds,
+        neurons=codes.shape[1],
+        chunk_neurons=codes.shape[1],
+        values=encoding,
+        histogram=True,
+        exponent=exponent,
+    )
+    for part in (codes, *more):
+        accumulator.add(0, part, groups)
+    return accumulator.partials()
+
+
 def bins_of(codes, encoding, binning):
     """The bin of every value, by counting each under a tag of its own."""
-    found = np.empty(len(codes), dtype=np.int64)
-    for place in range(len(codes)):
-        histogram = empty_histogram(1, 1)
-        groups = group_rows(np.zeros(1, dtype=np.int16), np.zeros(1, dtype=np.int32), tags=1)
-        binning.add(np.ascontiguousarray(codes[place : place + 1]), groups, histogram, width=1, values=encoding)
-        found[place] = histogram[0, 0].argmax()
-        assert histogram.sum() == 1
-    return found
+    labels = np.arange(len(codes), dtype=np.int16)
+    groups = group_rows(labels, np.zeros(len(codes), dtype=np.int32), tags=len(codes))
+    found = histogram_of(codes, groups, encoding, binning.exponent, tags=len(codes)).histogram[:, 0]
+    np.testing.assert_array_equal(found.sum(axis=1), 1)
+    return found.argmax(axis=1)
 
 
 @given(patterns(), st.sampled_from([None, -100, -20, 0, 13, 100]))
 def test_every_value_lies_in_its_bin(case, exponent):
     codes, encoding = case
     groups = group_rows(np.zeros(len(codes), dtype=np.int16), np.zeros(len(codes), dtype=np.int32), tags=1)
-    binning = Binning.of_sample(codes, groups, width=1, values=encoding)
+    binning = Binning.of_sample(codes[groups.sample], values=encoding)
     if exponent is not None:
         binning = Binning.of_exponents(np.array([exponent], dtype=np.int16))
     assert Binning.of_exponents(binning.exponent).scale == binning.scale
@@ -56,8 +70,7 @@ def test_every_value_lies_in_its_bin(case, exponent):
     assert np.all((np.diff(values[order]) > 0) | (np.diff(bins[order]) == 0))
     np.testing.assert_array_equal(bins == ZERO_BIN, values == 0)
     np.testing.assert_array_equal(np.sign(bins - ZERO_BIN), np.sign(values))
-    whole = empty_histogram(1, 1)
-    binning.add(codes, groups, whole, width=1, values=encoding)
+    whole = histogram_of(codes, groups, encoding, binning.exponent).histogram
     np.testing.assert_array_equal(whole[0, 0], np.bincount(bins, minlength=BINS))
 
 
@@ -78,12 +91,10 @@ def test_few_rows_and_more_than_a_small_counter_holds(encoding):
     values[:, 2] = 1  # one bin for all
     codes = to_codes(values, encoding)
     groups = group_rows(labels, (np.arange(len(labels)) // 100).astype(np.int32), tags=len(sizes), folds=3)
-    binning = Binning.of_sample(codes, groups, width=3, values=encoding)
-    histogram = empty_histogram(len(sizes), 5)
-    binning.add(codes, groups, histogram, width=3, values=encoding, first=1)
-    np.testing.assert_array_equal(histogram[:, [0, 4]], 0)
-    np.testing.assert_array_equal(histogram[:, 1:4].sum(axis=2), np.broadcast_to(np.array(sizes)[:, None], (6, 3)))
-    np.testing.assert_array_equal(histogram[:, 3].max(axis=1), sizes)
+    found = histogram_of(codes, groups, encoding, tags=len(sizes), folds=3)
+    histogram, binning = found.histogram, Binning.of_exponents(found.exponent)
+    np.testing.assert_array_equal(histogram.sum(axis=2), np.broadcast_to(np.array(sizes)[:, None], (6, 3)))
+    np.testing.assert_array_equal(histogram[:, 2].max(axis=1), sizes)
     lower, _ = binning.edges()
     stored = from_codes(codes, encoding).astype(np.float64)
     for tag in range(len(sizes)):
@@ -91,5 +102,5 @@ def test_few_rows_and_more_than_a_small_counter_holds(encoding):
             mine = stored[labels == tag, neuron]
             # edges of neighbouring bins overlap by the rounding of |x| + s, so a count may differ by what lies there
             above = (mine[:, None] >= lower[neuron][None, 129:]).sum(axis=0)
-            counted = histogram[tag, neuron + 1, 129:][::-1].cumsum()[::-1]
+            counted = histogram[tag, neuron, 129:][::-1].cumsum()[::-1]
             assert np.all(np.abs(above - counted) <= 2 + 1e-3 * len(mine))

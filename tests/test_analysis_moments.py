@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from memory_lake import from_codes, to_codes
 from scipy import stats
 
+from neuronlake.analysis.column import Accumulator
 from neuronlake.analysis.groups import group_rows
-from neuronlake.analysis.moments import FIELDS, chunk_moments, combine_moments, merge_folds, no_moments, rest_moments
+from neuronlake.analysis.moments import FIELDS, combine_moments, merge_folds, no_moments, rest_moments
 
 ENCODINGS = ("float16", "bfloat16", "float32")
 
@@ -23,7 +24,16 @@ def brute_force(values, labels, tags):
 
 def moments_of(codes, labels, tags, encoding, width=None):
     groups = group_rows(labels, np.zeros(len(labels), dtype=np.int32), tags=tags)
-    return chunk_moments(codes, groups, width=codes.shape[1] if width is None else width, values=encoding)
+    return partials_of(codes, groups, tags, encoding, width=width).by_fold
+
+
+def partials_of(codes, groups, tags, encoding, width=None, folds=1):
+    neurons = codes.shape[1] if width is None else width
+    accumulator = Accumulator(
+        tags=tags, folds=folds, neurons=neurons, chunk_neurons=codes.shape[1], values=encoding, histogram=False
+    )
+    accumulator.add(0, codes, groups)
+    return accumulator.partials()
 
 
 def variance_of(m2, count):
@@ -44,8 +54,11 @@ def test_equals_numpy_and_scipy(encoding, folds):
     labels = random_labels(rng, 400, 3)
     documents = rng.integers(0, 30, 400).astype(np.int32)
     groups = group_rows(labels, documents, tags=3, folds=folds)
-    by_fold = chunk_moments(codes, groups, width=7, values=encoding)
-    found = merge_folds(by_fold, folds)
+    partials = partials_of(codes, groups, 3, encoding, folds=folds)
+    found, by_fold = partials.pooled, partials.by_fold
+    merged = merge_folds(by_fold, folds)
+    for name in FIELDS:
+        np.testing.assert_allclose(getattr(merged, name), getattr(found, name), rtol=1e-12, atol=1e-12)
     values = from_codes(codes, encoding).astype(np.float64)
     for tag in range(3):
         mine = values[labels == tag]
