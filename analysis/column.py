@@ -94,14 +94,16 @@ class Accumulator:
         self._binning: list[Binning | None] = [None] * columns
         self._tables: dict[int, NDArray[np.uint16]] = {}
         self._pending = [0] * columns
+        self._empty = [True] * columns  # of histograms that hold anything, until they are written to
         if histogram:
             self._counts = self._array("counts", (columns, tags, self._lanes, BINS), np.uint32)
-            self._counts[:] = 0
             if earlier is not None and earlier.histogram is not None and earlier.exponent is not None:
+                self._counts[:] = 0
                 exponent = earlier.exponent
                 for column, first in enumerate(range(0, neurons, chunk_neurons)):
                     known = earlier.histogram[:, first : first + chunk_neurons]
                     self._counts[column, :, : known.shape[1]] = known
+                self._empty = [False] * columns
             if exponent is not None:
                 firsts = range(0, neurons, chunk_neurons)
                 self._binning = [Binning.of_exponents(exponent[first : first + chunk_neurons]) for first in firsts]
@@ -135,14 +137,15 @@ class Accumulator:
             self._binning[column] = Binning.of_sample(sample[:, :width], values=self._values)
         if codes.shape[1] != self._lanes:
             codes = np.pad(codes, [(0, 0), (0, self._lanes - codes.shape[1])])
-        kind, units = self._values, _NO_SCALES
+        units = _NO_SCALES
         if scales is not None:
-            kind, units = "int8a", np.zeros((2, self._lanes), dtype=np.float32)
+            units = np.zeros((2, self._lanes), dtype=np.float32)
             units[:, : len(scales)] = scales.T
+        elif self._values == "bfloat16":
+            codes = codes.view(np.int16)  # so the kernels know it
         count, first = self._count[column], column * self._lanes
         if self._shift is not None:
-            kernel = group_kernels.BASIC[kind]
-            kernel(
+            group_kernels.basic(
                 codes, units, groups.rows, groups.start, first, count, groups.sample, self._shift[column],
                 self._basic_moments, _work(),
             )  # fmt: skip
@@ -152,15 +155,16 @@ class Accumulator:
         for start, most in _windows(groups):
             if binning is not None:
                 table = self._table(column, most)
-            kernel = group_kernels.EVERYTHING[kind]
-            kernel(codes, units, groups.rows, start, self._folds, first, count, self._moments, edges, table, _work())
+            group_kernels.everything(
+                codes, units, groups.rows, start, self._folds, first, count, self._moments, edges, table, _work()
+            )
         if not more:
             self._flush(column)
 
     def counts(self, column: int) -> NDArray[np.uint32]:
         """Return the histogram of a column: (tags, neurons, 256), C order."""
         width = min(self._width, self._neurons - column * self._width)
-        return np.ascontiguousarray(there(self._counts)[column, :, :width])
+        return np.ascontiguousarray(self._filled(column)[:, :width])
 
     def exponent(self, column: int) -> NDArray[np.int16] | None:
         """Return the scales of a column's bins, (neurons,); None before its first chunk."""
@@ -182,6 +186,8 @@ class Accumulator:
         complete = self._counts is not None and len(scales) == len(self._binning)
         counts = None
         if histogram and self._counts is not None:
+            for column in range(len(self._empty)):
+                self._filled(column)
             counts = self._without_surplus(np.moveaxis(self._counts, 0, 1))
         return Partials(
             pooled=pooled,
@@ -200,11 +206,18 @@ class Accumulator:
         self._pending[column] += tokens
         return self._tables[column]
 
+    def _filled(self, column: int) -> NDArray[np.uint32]:
+        counts: NDArray[np.uint32] = there(self._counts)[column]
+        if self._empty[column]:
+            counts[:] = 0
+            self._empty[column] = False
+        return counts
+
     def _flush(self, column: int) -> None:
         if column in self._tables:
             table = self._tables.pop(column)
-            group_kernels.flush(table, there(self._counts)[column])
-            self._pending[column] = 0
+            group_kernels.flush(table, there(self._counts)[column], self._empty[column])
+            self._pending[column], self._empty[column] = 0, False
             _free_tables(self._tags, self._lanes).append(table)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -10,11 +10,12 @@ from typing import Any
 import numba
 import numpy as np
 
-from neuronlake.analysis.tiles import FILL, TILE_ROWS
+from neuronlake.analysis.tiles import TILE_ROWS, fill
 from neuronlake.analysis.vectors import (
     LANES,
     absolute32,
     absolute64,
+    add_if_positive,
     add_positive,
     any_less64,
     bits32,
@@ -24,6 +25,7 @@ from neuronlake.analysis.vectors import (
     larger,
     load32,
     load64,
+    load_widened,
     load_int,
     multiply_add,
     shifted_right,
@@ -35,7 +37,6 @@ from neuronlake.analysis.vectors import (
     store64,
     store_bytes,
     store_int,
-    widened,
 )
 
 BINS = 256
@@ -67,7 +68,7 @@ def _aligned(work: Any) -> Any:
 def _mean_of(tile: Any, count: int) -> Any:
     total = splat64(0.0)
     for _ in range(count):
-        total = total + widened(load32(tile))
+        total = total + load_widened(tile)
         tile += _LINE
     return total / splat64(np.float64(count))
 
@@ -76,90 +77,88 @@ def _mean_of(tile: Any, count: int) -> Any:
 def _squares_of(tile: Any, count: int, mean: Any) -> Any:
     squares = splat64(0.0)
     for _ in range(count):
-        d = widened(load32(tile)) - mean
+        d = load_widened(tile) - mean
         squares = multiply_add(d, d, squares)
         tile += _LINE
     return squares
 
 
-def _make_basic(fill: Any) -> Any:
-    @_njit  # type: ignore[untyped-decorator]
-    def look_twice(tile: Any, codes: Any, stride: Any, rows: Any, count: int, unit: Any, knee: Any, out: Any) -> None:
-        """Write mean and sum of squares about it to `out`."""
-        mean = squares = splat64(0.0)
-        done = 0
-        while done < count:
-            some = min(count - done, TILE_ROWS)
-            fill(tile, codes, stride, rows + _U64(4 * done), some, unit, knee)
-            m = _mean_of(tile, some)
-            delta, share = m - mean, some / (done + some)
-            squares = squares + _squares_of(tile, some, m) + delta * delta * splat64(done * share)
-            mean = mean + delta * splat64(share)
-            done += some
-        store64(out, mean)
-        store64(out + _U64(8 * LANES), squares)
+@_njit  # type: ignore[untyped-decorator]
+def _look_twice(
+    codes: Any, tile: Any, at: Any, stride: Any, rows: Any, count: int, unit: Any, knee: Any, out: Any
+) -> None:
+    """Write mean and sum of squares about it to `out`."""
+    mean = squares = splat64(0.0)
+    done = 0
+    while done < count:
+        some = min(count - done, TILE_ROWS)
+        fill(codes, tile, at, stride, rows + _U64(4 * done), some, unit, knee)
+        m = _mean_of(tile, some)
+        delta, share = m - mean, some / (done + some)
+        squares = squares + _squares_of(tile, some, m) + delta * delta * splat64(done * share)
+        mean = mean + delta * splat64(share)
+        done += some
+    store64(out, mean)
+    store64(out + _U64(8 * LANES), squares)
 
-    @_njit  # type: ignore[untyped-decorator]
-    def basic(
-        codes: Any, scales: Any, rows: Any, start: Any, first: int, count: Any, sample: Any, shift: Any, moments: Any, work: Any
-    ) -> None:
-        """Add a chunk to mean, m2 and active with one look about `shift`: the mean of the rows `sample` of the first chunk.
+@_njit  # type: ignore[untyped-decorator]
+def basic(
+    codes: Any, scales: Any, rows: Any, start: Any, first: int, count: Any, sample: Any, shift: Any, moments: Any, work: Any
+) -> None:
+    """Add a chunk to mean, m2 and active with one look about `shift`: the mean of the rows `sample` of the first chunk.
 
-        Where that lies so far from a group's values that the difference of sums would cancel, the group is read again.
-        """
-        mean, m2, active = moments
-        tile, stride = _aligned(work), _U64(codes.strides[0])
-        out = tile + _U64(TILE_ROWS) * _LINE
-        poor, far = splat64(_POOR), splat64(_FAR)
-        if not count.any():
-            some = min(sample.shape[0], TILE_ROWS)
-            for lane in range(0, codes.shape[1], LANES):
-                here, unit, knee = _at(codes) + _U64(lane * codes.itemsize), _at(scales[0][lane:]), _at(scales[1][lane:])
-                fill(tile, here, stride, _at(sample), some, unit, knee)
-                store64(_at(shift[lane:]), _mean_of(tile, some))
-        for group in range(start.shape[0] - 1):  # outside: its rows stay in the first-level cache for all neurons
-            i, n1, n2 = start[group], count[group], start[group + 1] - start[group]
-            if n2 == 0:
-                continue
-            share = n2 / (n1 + n2)
-            for lane in range(0, codes.shape[1], LANES):
-                here, unit, knee = _at(codes) + _U64(lane * codes.itemsize), _at(scales[0][lane:]), _at(scales[1][lane:])
-                s = load64(_at(shift[lane:]))
-                sums = squares = splat64(0.0)
-                positive = splat_int(np.int32(0))
-                done = 0
-                while done < n2:
-                    some = min(n2 - done, TILE_ROWS)
-                    fill(tile, here, stride, _at(rows[i + done :]), some, unit, knee)
-                    at = tile
-                    for _ in range(some):
-                        x = load32(at)
-                        d = widened(x) - s
-                        sums = sums + d
-                        squares = multiply_add(d, d, squares)
-                        positive = add_positive(positive, x)
-                        at += _LINE
-                    done += some
-                offset = sums / splat64(np.float64(n2))
-                lost = offset * sums
-                squares = squares - lost
-                m = s + offset
-                if any_less64(squares * poor, lost) or any_less64(absolute64(m), absolute64(s) * far):
-                    look_twice(tile, here, stride, _at(rows[i:]), n2, unit, knee, out)
-                    m, squares = load64(out), load64(out + _U64(8 * LANES))
-                column = first + lane
-                a, b, c = _at(mean[group, column:]), _at(m2[group, column:]), _at(active[group, column:])
-                known = load64(a)
-                delta = m - known
-                store64(a, known + delta * splat64(share))
-                store64(b, load64(b) + squares + delta * delta * splat64(n1 * share))
-                store_int(c, load_int(c) + positive)
-            count[group] = n1 + n2
-
-    return basic
+    Where that lies so far from a group's values that the difference of sums would cancel, the group is read again.
+    """
+    mean, m2, active = moments
+    tile, stride = _aligned(work), _U64(codes.strides[0])
+    out = tile + _U64(TILE_ROWS) * _LINE
+    poor, far = splat64(_POOR), splat64(_FAR)
+    if not count.any():
+        some = min(sample.shape[0], TILE_ROWS)
+        for lane in range(0, codes.shape[1], LANES):
+            here, unit, knee = _at(codes) + _U64(lane * codes.itemsize), _at(scales[0][lane:]), _at(scales[1][lane:])
+            fill(codes, tile, here, stride, _at(sample), some, unit, knee)
+            store64(_at(shift[lane:]), _mean_of(tile, some))
+    for group in range(start.shape[0] - 1):  # outside: its rows stay in the first-level cache for all neurons
+        i, n1, n2 = start[group], count[group], start[group + 1] - start[group]
+        if n2 == 0:
+            continue
+        share = n2 / (n1 + n2)
+        for lane in range(0, codes.shape[1], LANES):
+            here, unit, knee = _at(codes) + _U64(lane * codes.itemsize), _at(scales[0][lane:]), _at(scales[1][lane:])
+            s = load64(_at(shift[lane:]))
+            sums = squares = splat64(0.0)
+            positive = splat_int(np.int32(0))
+            done = 0
+            while done < n2:
+                some = min(n2 - done, TILE_ROWS)
+                fill(codes, tile, here, stride, _at(rows[i + done :]), some, unit, knee)
+                at = tile
+                for _ in range(some):
+                    x, d = load32(at), load_widened(at) - s
+                    sums = sums + d
+                    squares = multiply_add(d, d, squares)
+                    positive = add_positive(positive, x)
+                    at += _LINE
+                done += some
+            offset = sums / splat64(np.float64(n2))
+            lost = offset * sums
+            squares = squares - lost
+            m = s + offset
+            if any_less64(squares * poor, lost) or any_less64(absolute64(m), absolute64(s) * far):
+                _look_twice(codes, tile, here, stride, _at(rows[i:]), n2, unit, knee, out)
+                m, squares = load64(out), load64(out + _U64(8 * LANES))
+            column = first + lane
+            a, b, c = _at(mean[group, column:]), _at(m2[group, column:]), _at(active[group, column:])
+            known = load64(a)
+            delta = m - known
+            store64(a, known + delta * splat64(share))
+            store64(b, load64(b) + squares + delta * delta * splat64(n1 * share))
+            store_int(c, load_int(c) + positive)
+        count[group] = n1 + n2
 
 
-@_inline  # type: ignore[untyped-decorator]
+@_njit  # type: ignore[untyped-decorator]
 def _write_bins(tile: Any, count: int, scale: Any, origin: Any, ceiling: Any, bins: Any) -> None:
     """Write the bin of every value of a tile, one byte each; see `histogram` for what it means."""
     zero, by = splat_int(np.int32(ZERO_BIN)), splat_int(np.int32(BIN_SHIFT))
@@ -172,75 +171,72 @@ def _write_bins(tile: Any, count: int, scale: Any, origin: Any, ceiling: Any, bi
         bins += _BIN_LINE
 
 
-def _make_everything(fill: Any) -> Any:
-    @_njit  # type: ignore[untyped-decorator]
-    def everything(
-        codes: Any, scales: Any, rows: Any, start: Any, folds: int, first: int, count: Any, moments: Any, binning: Any,
-        table: Any, work: Any,
-    ) -> None:  # fmt: skip
-        """Add a chunk to all moments, and count its values by bin unless the table is empty: two looks at every tile."""
-        mean, m2, m3, m4, absolute, active, lowest, highest = moments
-        tile, stride = _aligned(work), _U64(codes.strides[0])
-        bins = tile + _U64(TILE_ROWS) * _LINE
-        counted = table.shape[0] > 0
-        # A tag's rows stay in the second-level cache for all neurons, its counts of 16 neurons in the first for all folds.
-        lanes = codes.shape[1] // LANES
-        for tag_lane in range((start.shape[0] - 1) // folds * lanes):
-            tag, lane = tag_lane // lanes, tag_lane % lanes * LANES
-            unit, knee = _at(scales[0][lane:]), _at(scales[1][lane:])
-            here = _at(codes) + _U64(lane * codes.itemsize)
-            scale, ceiling = load32(_at(binning[0][lane:])), load32(_at(binning[2][lane:]))
-            origin = load_int(_at(binning[1][lane:]))
-            for group in range(tag * folds, tag * folds + folds):
-                i, n1 = start[group], count[group]
-                while i < start[group + 1]:
-                    n2 = min(start[group + 1] - i, TILE_ROWS)
-                    fill(tile, here, stride, _at(rows[i:]), n2, unit, knee)
-                    sums = sizes = splat64(0.0)
-                    positive = splat_int(np.int32(0))
-                    least, most = splat32(np.float32(np.inf)), splat32(np.float32(-np.inf))
-                    at = tile
-                    for _ in range(n2):
-                        x = load32(at)
-                        wide = widened(x)
-                        sums, sizes = sums + wide, sizes + absolute64(wide)
-                        positive = add_positive(positive, x)
-                        least, most = smaller(x, least), larger(x, most)
-                        at += _LINE
-                    if counted:
-                        _write_bins(tile, n2, scale, origin, ceiling, bins)
-                    whole = splat64(np.float64(n2))
-                    m = sums / whole
-                    s2 = s3 = s4 = splat64(0.0)
-                    at, line = tile, bins
-                    counts = _at(table[tag, lane:]) if counted else _U64(0)
-                    for _ in range(n2):
-                        if counted:  # whole numbers here and floats below keep different units of the processor busy
-                            count_lanes(line, counts)
-                        d = widened(load32(at)) - m
-                        q = d * d
-                        s2 = s2 + q
-                        s3 = multiply_add(q, d, s3)
-                        s4 = multiply_add(q, q, s4)
-                        at += _LINE
-                        line += _BIN_LINE
-                    column = first + lane
-                    merge(
-                        n1, n2, _at(mean[group, column:]), _at(m2[group, column:]), _at(m3[group, column:]),
-                        _at(m4[group, column:]), m, s2, s3, s4,
-                    )  # fmt: skip
-                    a, b = _at(absolute[group, column:]), _at(active[group, column:])
-                    low, high = _at(lowest[group, column:]), _at(highest[group, column:])
-                    store64(a, load64(a) + (sizes / whole - load64(a)) * splat64(n2 / (n1 + n2)))
-                    store_int(b, load_int(b) + positive)
-                    store32(low, smaller(least, load32(low)))
-                    store32(high, larger(most, load32(high)))
-                    n1 += n2
-                    i += n2
-        for group in range(start.shape[0] - 1):
-            count[group] += start[group + 1] - start[group]
-
-    return everything
+@_njit  # type: ignore[untyped-decorator]
+def everything(
+    codes: Any, scales: Any, rows: Any, start: Any, folds: int, first: int, count: Any, moments: Any, binning: Any,
+    table: Any, work: Any,
+) -> None:  # fmt: skip
+    """Add a chunk to all moments, and count its values by bin unless the table is empty: two looks at every tile."""
+    mean, m2, m3, m4, absolute, active, lowest, highest = moments
+    tile, stride = _aligned(work), _U64(codes.strides[0])
+    bins = tile + _U64(TILE_ROWS) * _LINE
+    counted = table.shape[0] > 0
+    # A tag's rows stay in the second-level cache for all neurons, its counts of 16 neurons in the first for all folds.
+    lanes = codes.shape[1] // LANES
+    for tag_lane in range((start.shape[0] - 1) // folds * lanes):
+        tag, lane = tag_lane // lanes, tag_lane % lanes * LANES
+        unit, knee = _at(scales[0][lane:]), _at(scales[1][lane:])
+        here = _at(codes) + _U64(lane * codes.itemsize)
+        scale, ceiling = load32(_at(binning[0][lane:])), load32(_at(binning[2][lane:]))
+        origin = load_int(_at(binning[1][lane:]))
+        for group in range(tag * folds, tag * folds + folds):
+            i, n1 = start[group], count[group]
+            while i < start[group + 1]:
+                n2 = min(start[group + 1] - i, TILE_ROWS)
+                fill(codes, tile, here, stride, _at(rows[i:]), n2, unit, knee)
+                sums = above = splat64(0.0)
+                positive = splat_int(np.int32(0))
+                least, most = splat32(np.float32(np.inf)), splat32(np.float32(-np.inf))
+                at = tile
+                for _ in range(n2):
+                    x, wide = load32(at), load_widened(at)
+                    sums, above = sums + wide, add_if_positive(above, wide, x)
+                    positive = add_positive(positive, x)
+                    least, most = smaller(x, least), larger(x, most)
+                    at += _LINE
+                if counted:
+                    _write_bins(tile, n2, scale, origin, ceiling, bins)
+                whole = splat64(np.float64(n2))
+                m = sums / whole
+                s2 = s3 = s4 = splat64(0.0)
+                at, line = tile, bins
+                counts = _at(table[tag, lane:]) if counted else _U64(0)
+                for _ in range(n2):
+                    if counted:  # whole numbers here and floats below keep different units of the processor busy
+                        count_lanes(line, counts)
+                    d = load_widened(at) - m
+                    q = d * d
+                    s2 = s2 + q
+                    s3 = multiply_add(q, d, s3)
+                    s4 = multiply_add(q, q, s4)
+                    at += _LINE
+                    line += _BIN_LINE
+                column = first + lane
+                merge(
+                    n1, n2, _at(mean[group, column:]), _at(m2[group, column:]), _at(m3[group, column:]),
+                    _at(m4[group, column:]), m, s2, s3, s4,
+                )  # fmt: skip
+                a, b = _at(absolute[group, column:]), _at(active[group, column:])
+                low, high = _at(lowest[group, column:]), _at(highest[group, column:])
+                size = (above + above - sums) / whole  # of |x|; neither sum is larger than that of |x|, so no digits are lost
+                store64(a, load64(a) + (size - load64(a)) * splat64(n2 / (n1 + n2)))
+                store_int(b, load_int(b) + positive)
+                store32(low, smaller(least, load32(low)))
+                store32(high, larger(most, load32(high)))
+                n1 += n2
+                i += n2
+    for group in range(start.shape[0] - 1):
+        count[group] += start[group + 1] - start[group]
 
 
 @_njit  # type: ignore[untyped-decorator]
@@ -286,17 +282,13 @@ def pool(count: Any, folds: int, moments: Any, basic: bool, pooled: Any, work: A
 
 
 @_njit  # type: ignore[untyped-decorator]
-def flush(table: Any, counts: Any) -> None:
-    """Add uint16 counts to uint32 ones of the same shape, and start them anew."""
+def flush(table: Any, counts: Any, empty: bool) -> None:
+    """Add uint16 counts to uint32 ones of the same shape, or replace what these hold; start the former anew."""
     source, target = table.ravel(), counts.ravel()
-    for i in range(source.shape[0]):
-        target[i] += source[i]
+    if empty:
+        for i in range(source.shape[0]):
+            target[i] = source[i]
+    else:
+        for i in range(source.shape[0]):
+            target[i] += source[i]
     source[:] = 0
-
-
-BASIC = {kind: _make_basic(fill) for kind, fill in FILL.items()}
-"""By what a chunk holds, see `tiles.FILL`: (codes, (units, knees), rows, start, first, count, sample, shift, (mean, m2, active),
-work)."""
-EVERYTHING = {kind: _make_everything(fill) for kind, fill in FILL.items()}
-"""Likewise: (codes, (units, knees), rows, start, folds, first, count, moments, (scale, origin, ceiling), table,
-work); codes (rows, 16·k), moments (groups, n) from the column `first` on, table uint16 (tags, 16·k, 256)."""

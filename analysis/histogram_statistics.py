@@ -134,7 +134,8 @@ def hits_of_histogram(
     first = np.empty(len(pooled), dtype=np.int64)
     _top_bins(pooled, share, first)
     hits = np.empty(histogram.shape[:2], dtype=np.int64)
-    _count_from(histogram, first, hits)
+    few = np.max(pooled.sum(axis=1), initial=0) < _EXACT_TOKENS
+    _count_from(histogram, first, np.uint32(0) if few else np.int64(0), hits)
     return hits, first
 
 
@@ -196,9 +197,10 @@ def pooled_histogram(histogram: NDArray[np.uint32]) -> NDArray[np.int64]:
 
 @_njit  # type: ignore[untyped-decorator]
 def _add_tags(histogram: Any, pooled: Any) -> None:
-    for tag in range(histogram.shape[0]):
-        for j in range(histogram.shape[1]):
-            line, out = histogram[tag, j], pooled[j]
+    for j in range(histogram.shape[1]):
+        out = pooled[j]
+        for tag in range(histogram.shape[0]):
+            line = histogram[tag, j]
             for b in range(line.shape[0]):
                 out[b] += line[b]
 
@@ -218,13 +220,14 @@ def _top_bins(pooled: Any, share: float, first: Any) -> None:
 
 
 @_njit  # type: ignore[untyped-decorator]
-def _count_from(histogram: Any, first: Any, hits: Any) -> None:
+def _count_from(histogram: Any, first: Any, zero: Any, hits: Any) -> None:
+    """Sums are of the type of `zero`: of 32 bits, twice as many are added at once."""
+    kind = type(zero)
     for tag in range(histogram.shape[0]):
         for j in range(histogram.shape[1]):
-            line = histogram[tag, j]
-            count = np.int64(0)
-            for b in range(first[j], line.shape[0]):
-                count += line[b]
+            line, count = histogram[tag, j], zero
+            for b in range(line.shape[0]):  # all of them: a start known at run time alone takes longer
+                count = kind(count + kind(line[b] if b >= first[j] else zero))
             hits[tag, j] = count
 
 

@@ -125,6 +125,20 @@ def _load_bfloat16(builder: Any, address: Any) -> Any:
     return builder.bitcast(builder.shl(wide, _constant(I32, 16)), F32.llvm)
 
 
+def _load_widened(builder: Any, address: Any) -> Any:
+    # by halves: of all 16 at once LLVM makes a load and moves the upper half, which conversion straight from memory spares
+    half, wide = ir.VectorType(ir.FloatType(), LANES // 2), ir.VectorType(ir.DoubleType(), LANES // 2)
+    low, high = (
+        builder.fpext(_loaded(half, 32)(builder, builder.add(address, ir.IntType(64)(place))), wide)
+        for place in (0, 2 * LANES)
+    )
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_I32, LANES), list(range(LANES))))
+
+
+def _add_if_positive(builder: Any, total: Any, wide: Any, x: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, _constant(F32, 0.0)), builder.fadd(total, wide), total)
+
+
 def _add_positive(builder: Any, count: Any, x: Any) -> Any:
     more = builder.add(count, _constant(I32, 1))
     return builder.select(builder.fcmp_ordered(">", x, _constant(F32, 0.0)), more, count)
@@ -163,8 +177,8 @@ with_sign = _function((F32, F32), F32, _call("copysign", F32))
 multiply_add32 = _function((F32, F32, F32), F32, _call("fmuladd", F32))
 multiply_add = _function((F64, F64, F64), F64, _call("fmuladd", F64))
 """a·b + c, in one instruction where there is one."""
-widened = _function((F32,), F64, lambda builder, x: builder.fpext(x, F64.llvm))
-"""float32 to float64."""
+load_widened = _function((_AT,), F64, _load_widened)
+"""16 float32 as float64."""
 half_rounded = _function((F32,), F32, lambda builder, x: builder.fpext(builder.fptrunc(x, _HALVES), F32.llvm))
 """To the nearest float16 and back."""
 power_of_two = _function(
@@ -178,6 +192,8 @@ bits32 = _function((F32,), I32, lambda builder, x: builder.bitcast(x, I32.llvm))
 shifted_right = _function((I32, I32), I32, lambda builder, x, by: builder.lshr(x, by))
 add_positive = _function((I32, F32), I32, _add_positive)
 """One more in every lane whose float is above zero."""
+add_if_positive = _function((F64, F64, F32), F64, _add_if_positive)
+"""a + b in every lane where the third is above zero, a elsewhere."""
 if_positive = _function(
     (F32, I32, I32), I32,
     lambda builder, x, yes, no: builder.select(builder.fcmp_ordered(">", x, _constant(F32, 0.0)), yes, no),
