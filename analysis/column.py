@@ -20,6 +20,7 @@ from neuronlake.analysis.vectors import LANES
 from neuronlake.store.quantise import expand
 
 _local = local()
+_CACHE_LINE = 64  # bytes
 _TABLE_TOKENS = 65535  # more might overflow uint16
 _NO_SCALES = np.zeros((2, LANES), dtype=np.float32)
 _ANY_BINNING = Binning(scale=np.ones(0, dtype=np.float32))
@@ -90,23 +91,20 @@ class Accumulator:
         self._basic_moments = tuple(self._moments[FIELDS.index(name)] for name in BASIC_FIELDS)
         self._shift = np.empty((columns, self._lanes)) if basic else None
         self._earlier = earlier
-        self._counts: NDArray[np.uint32] | None = None
+        self._counted = histogram
+        self._counts: list[NDArray[np.uint32] | None] = [None] * columns  # (tags, lanes, 256) each
+        self._tables: dict[int, NDArray[np.uint16]] = {}  # counts on top of those
+        self._pending = [0] * columns  # most tokens of a tag in the table
         self._binning: list[Binning | None] = [None] * columns
-        self._tables: dict[int, NDArray[np.uint16]] = {}
-        self._pending = [0] * columns
-        self._empty = [True] * columns  # of histograms that hold anything, until they are written to
-        if histogram:
-            self._counts = self._array("counts", (columns, tags, self._lanes, BINS), np.uint32)
-            if earlier is not None and earlier.histogram is not None and earlier.exponent is not None:
-                self._counts[:] = 0
-                exponent = earlier.exponent
-                for column, first in enumerate(range(0, neurons, chunk_neurons)):
-                    known = earlier.histogram[:, first : first + chunk_neurons]
-                    self._counts[column, :, : known.shape[1]] = known
-                self._empty = [False] * columns
-            if exponent is not None:
-                firsts = range(0, neurons, chunk_neurons)
-                self._binning = [Binning.of_exponents(exponent[first : first + chunk_neurons]) for first in firsts]
+        known = earlier if histogram else None
+        if known is not None and known.histogram is not None and known.exponent is not None:
+            exponent = known.exponent
+            for column, first in enumerate(range(0, neurons, chunk_neurons)):
+                part = known.histogram[:, first : first + chunk_neurons]
+                self._whole_counts(column)[:, : part.shape[1]] = part
+        if histogram and exponent is not None:
+            firsts = range(0, neurons, chunk_neurons)
+            self._binning = [Binning.of_exponents(exponent[first : first + chunk_neurons]) for first in firsts]
 
     def add(
         self,
@@ -126,10 +124,10 @@ class Accumulator:
         scales : float32 (c, 2)
             Unit and knee of codes, None for patterns.
         more
-            This thread's next chunk, of whatever accumulator, is of the same column.
+            More of this column will come from this thread, and then `close`: until then its counts stay in a small table.
         """
         width = min(self._width, self._neurons - column * self._width)
-        if self._counts is not None and self._binning[column] is None:
+        if self._counted and self._binning[column] is None:
             sample = np.ascontiguousarray(codes[groups.sample])
             if scales is not None:
                 expand(sample, scales, patterns := np.empty(sample.shape, dtype=np.uint16))
@@ -159,12 +157,27 @@ class Accumulator:
                 codes, units, groups.rows, start, self._folds, first, count, self._moments, edges, table, _work()
             )
         if not more:
-            self._flush(column)
+            self.close(column)
 
-    def counts(self, column: int) -> NDArray[np.uint32]:
-        """Return the histogram of a column: (tags, neurons, 256), C order."""
+    def counts(self, column: int) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """Return the histogram of a column that is not closed: (tags, neurons, 256), C order."""
         width = min(self._width, self._neurons - column * self._width)
-        return np.ascontiguousarray(self._filled(column)[:, :width])
+        if self._counts[column] is None and column in self._tables:
+            return np.ascontiguousarray(self._tables[column][:, :width])
+        self.close(column)
+        return np.ascontiguousarray(self._whole_counts(column)[:, :width])
+
+    def close(self, column: int, *, forget: bool = False) -> None:
+        """Add the counts of a column that stayed in a table; or forget them, if nobody will ask for the histograms."""
+        table = self._tables.pop(column, None)
+        if table is None:
+            return
+        if forget:
+            table[:] = 0
+        else:
+            group_kernels.flush(table, self._whole_counts(column))
+        self._pending[column] = 0
+        _free_tables(self._tags, self._lanes).append(table)
 
     def exponent(self, column: int) -> NDArray[np.int16] | None:
         """Return the scales of a column's bins, (neurons,); None before its first chunk."""
@@ -183,12 +196,10 @@ class Accumulator:
             pooled = combine_moments(self._earlier.pooled, pooled)
             by_fold = combine_moments(self._earlier.by_fold, by_fold)
         scales = [binning for binning in self._binning if binning is not None]
-        complete = self._counts is not None and len(scales) == len(self._binning)
+        complete = self._counted and len(scales) == len(self._binning)
         counts = None
-        if histogram and self._counts is not None:
-            for column in range(len(self._empty)):
-                self._filled(column)
-            counts = self._without_surplus(np.moveaxis(self._counts, 0, 1))
+        if histogram and self._counted:
+            counts = self._without_surplus(np.stack([self._whole_counts(c) for c in range(len(self._counts))], axis=1))
         return Partials(
             pooled=pooled,
             by_fold=by_fold,
@@ -199,32 +210,27 @@ class Accumulator:
     def _table(self, column: int, tokens: int) -> NDArray[np.uint16]:
         """Table of small counters for at most so many more tokens of a tag."""
         if self._pending[column] + tokens > _TABLE_TOKENS:
-            self._flush(column)
+            self.close(column)
         if column not in self._tables:
             free = _free_tables(self._tags, self._lanes)
-            self._tables[column] = free.pop() if free else np.zeros((self._tags, self._lanes, BINS), dtype=np.uint16)
+            self._tables[column] = free.pop() if free else _zero_table(self._tags, self._lanes)
         self._pending[column] += tokens
         return self._tables[column]
 
-    def _filled(self, column: int) -> NDArray[np.uint32]:
-        counts: NDArray[np.uint32] = there(self._counts)[column]
-        if self._empty[column]:
+    def _whole_counts(self, column: int) -> NDArray[np.uint32]:
+        """Counts of a column but for those in its table."""
+        counts = self._counts[column]
+        if counts is None:
+            counts = self._array(f"counts {column}", (self._tags, self._lanes, BINS), np.uint32)
             counts[:] = 0
-            self._empty[column] = False
+            self._counts[column] = counts
         return counts
-
-    def _flush(self, column: int) -> None:
-        if column in self._tables:
-            table = self._tables.pop(column)
-            group_kernels.flush(table, there(self._counts)[column], self._empty[column])
-            self._pending[column], self._empty[column] = 0, False
-            _free_tables(self._tags, self._lanes).append(table)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An array whose content is left to the caller."""
         size = math.prod(shape)
         if name not in self._memory or self._memory[name].size < size:
-            self._memory[name] = np.empty(size, dtype=dtype)
+            self._memory[name] = _aligned(size, np.dtype(dtype))
         return self._memory[name][:size].reshape(shape)
 
     def _no_moments(self, name: str, groups: int) -> tuple[NDArray[Any], ...]:
@@ -264,6 +270,19 @@ def _work() -> NDArray[np.float32]:
     if not hasattr(_local, "work"):
         _local.work = np.empty(group_kernels.WORK, dtype=np.float32)
     return _local.work  # type: ignore[no-any-return]
+
+
+def _zero_table(tags: int, lanes: int) -> NDArray[np.uint16]:
+    table = _aligned(tags * lanes * BINS, np.dtype(np.uint16)).reshape(tags, lanes, BINS)
+    table[:] = 0
+    return table
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Uninitialised memory that begins with a cache line, so that a vector never lies in two."""
+    raw = np.empty(size * dtype.itemsize + _CACHE_LINE, dtype=np.uint8)
+    start = -raw.ctypes.data % _CACHE_LINE
+    return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _free_tables(tags: int, lanes: int) -> list[NDArray[np.uint16]]:

@@ -156,10 +156,13 @@ def piece_statistics(
                     next(shard)
                     scales = source.chunk_scales(layer=layer, block=block, chunk=chunk, site=site)
                     for accumulator, groups in wanted[block]:
-                        accumulator.add(column, codes, groups, scales=scales, more=block != batch[-1])
-                if batch == blocks[-len(batch) :]:
-                    for job, accumulator, parts in zip(jobs, accumulators, derived, strict=True):
+                        accumulator.add(column, codes, groups, scales=scales, more=True)
+                for job, accumulator, parts in zip(jobs, accumulators, derived, strict=True):
+                    if batch == blocks[-len(batch) :]:
                         parts.append(_derived(job, accumulator, layer, column, chunk))
+                        accumulator.close(column, forget=not _whole_histograms(job))
+                    else:
+                        accumulator.close(column)
     columns = [
         _column(job, accumulator, layer, first, parts)
         for job, accumulator, parts in zip(jobs, accumulators, derived, strict=True)
@@ -187,16 +190,20 @@ def _memory(place: int) -> dict[str, NDArray[Any]]:
     return known.setdefault(place, {})
 
 
+def _whole_histograms(job: Pass) -> bool:
+    """Whether a piece's histograms are wanted once its columns are done."""
+    return job.counted and (job.folder is not None or bool(job.also))
+
+
 def _column(job: Pass, found: Accumulator, layer: int, first: int, derived: list[dict[str, NDArray[Any]]]) -> Column:
-    requested = bool(derived[0]) and bool(job.also)
-    partials = found.partials(histogram=job.folder is not None or requested)
+    partials = found.partials(histogram=_whole_histograms(job))
     if job.folder is not None and partials.histogram is not None:
         import zarr
 
         position, last = job.source.layers.index(layer), first + partials.histogram.shape[1]
         zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:last] = partials.histogram
     whole = {name: np.concatenate([part[name] for part in derived], axis=-1) for name in derived[0]}
-    if requested and partials.histogram is not None and partials.exponent is not None:
+    if job.also and derived[0] and partials.histogram is not None and partials.exponent is not None:
         kept, binning = partials.histogram[job.kept], Binning.of_exponents(partials.exponent)
         ends = partials.pooled.minimum[job.kept], partials.pooled.maximum[job.kept]
         whole |= requested_statistics(kept, binning, *ends, job.also)

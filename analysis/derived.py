@@ -8,13 +8,10 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.histogram import ZERO_BIN, Binning
 from neuronlake.analysis.histogram_statistics import (
-    auroc_of_histogram,
     average_precision_of_histogram,
-    hits_of_histogram,
     mutual_information_of_histogram,
-    occupied_bins,
-    pooled_histogram,
     quantiles_of_histogram,
+    summary_of_histogram,
 )
 from neuronlake.store.errors import InputError
 
@@ -52,25 +49,24 @@ def requested(also: Iterable[str]) -> tuple[str, ...]:
     return tuple(group for group in ON_REQUEST if group in {homes[name] for name in wanted})
 
 
-def derived_statistics(histogram: NDArray[np.uint32], binning: Binning) -> dict[str, NDArray[Any]]:
+def derived_statistics(histogram: NDArray[Any], binning: Binning) -> dict[str, NDArray[Any]]:
     """Variables of the statistics dataset that come from histograms: (tags, neurons) or (neurons,).
 
     Parameters
     ----------
-    histogram : uint32 (tags, neurons, 256), C order
+    histogram : uint16 or uint32 (tags, neurons, 256), C order
         Of the tags that are compared with each other, at least two.
     binning
         Its edges.
     """
-    pooled = pooled_histogram(histogram)
-    area, error = auroc_of_histogram(histogram, zero_bin=ZERO_BIN, pooled=pooled)
-    hits, first = hits_of_histogram(histogram, share=HIT_SHARE, pooled=pooled)
+    tokens = int(histogram[:, 0].sum(dtype=np.int64))  # of every neuron
+    found = summary_of_histogram(histogram, zero_bin=ZERO_BIN, share=HIT_SHARE, tokens=tokens)
     return {
-        "auroc": area,
-        "auroc_error": error,
-        "hits": hits,
-        "hit_threshold": binning.upper_edge(first - 1),
-        "bins": occupied_bins(pooled),
+        "auroc": found.auroc,
+        "auroc_error": found.auroc_error,
+        "hits": found.hits,
+        "hit_threshold": binning.upper_edge(found.first - 1),
+        "bins": found.occupied,
     }
 
 

@@ -28,6 +28,7 @@ from neuronlake.analysis.vectors import (
     load_widened,
     load_int,
     multiply_add,
+    prefetch,
     shifted_right,
     smaller,
     splat32,
@@ -126,6 +127,11 @@ def basic(
         share = n2 / (n1 + n2)
         for lane in range(0, codes.shape[1], LANES):
             here, unit, knee = _at(codes) + _U64(lane * codes.itemsize), _at(scales[0][lane:]), _at(scales[1][lane:])
+            column = first + lane
+            for field in (mean, m2):  # wanted when the group is done
+                prefetch(_at(field[group, column:]))
+                prefetch(_at(field[group, column:]) + _LINE)
+            prefetch(_at(active[group, column:]))
             s = load64(_at(shift[lane:]))
             sums = squares = splat64(0.0)
             positive = splat_int(np.int32(0))
@@ -148,7 +154,6 @@ def basic(
             if any_less64(squares * poor, lost) or any_less64(absolute64(m), absolute64(s) * far):
                 _look_twice(codes, tile, here, stride, _at(rows[i:]), n2, unit, knee, out)
                 m, squares = load64(out), load64(out + _U64(8 * LANES))
-            column = first + lane
             a, b, c = _at(mean[group, column:]), _at(m2[group, column:]), _at(active[group, column:])
             known = load64(a)
             delta = m - known
@@ -189,10 +194,20 @@ def everything(
         here = _at(codes) + _U64(lane * codes.itemsize)
         scale, ceiling = load32(_at(binning[0][lane:])), load32(_at(binning[2][lane:]))
         origin = load_int(_at(binning[1][lane:]))
+        if counted:
+            for line in range(LANES * BINS * 2 // 64):
+                prefetch(_at(table[tag, lane:]) + _U64(line) * _LINE)
         for group in range(tag * folds, tag * folds + folds):
             i, n1 = start[group], count[group]
             while i < start[group + 1]:
                 n2 = min(start[group + 1] - i, TILE_ROWS)
+                column = first + lane
+                for field in (mean, m2, m3, m4, absolute):  # wanted when the tile is done
+                    prefetch(_at(field[group, column:]))
+                    prefetch(_at(field[group, column:]) + _LINE)
+                prefetch(_at(active[group, column:]))
+                prefetch(_at(lowest[group, column:]))
+                prefetch(_at(highest[group, column:]))
                 fill(codes, tile, here, stride, _at(rows[i:]), n2, unit, knee)
                 sums = above = splat64(0.0)
                 positive = splat_int(np.int32(0))
@@ -221,7 +236,6 @@ def everything(
                     s4 = multiply_add(q, q, s4)
                     at += _LINE
                     line += _BIN_LINE
-                column = first + lane
                 merge(
                     n1, n2, _at(mean[group, column:]), _at(m2[group, column:]), _at(m3[group, column:]),
                     _at(m4[group, column:]), m, s2, s3, s4,
@@ -282,13 +296,9 @@ def pool(count: Any, folds: int, moments: Any, basic: bool, pooled: Any, work: A
 
 
 @_njit  # type: ignore[untyped-decorator]
-def flush(table: Any, counts: Any, empty: bool) -> None:
-    """Add uint16 counts to uint32 ones of the same shape, or replace what these hold; start the former anew."""
+def flush(table: Any, counts: Any) -> None:
+    """Add uint16 counts to uint32 ones of the same shape, and start them anew."""
     source, target = table.ravel(), counts.ravel()
-    if empty:
-        for i in range(source.shape[0]):
-            target[i] = source[i]
-    else:
-        for i in range(source.shape[0]):
-            target[i] += source[i]
+    for i in range(source.shape[0]):
+        target[i] += source[i]
     source[:] = 0

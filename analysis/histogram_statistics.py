@@ -8,6 +8,7 @@ integers and multiplied there too where they fit, else in float64, which does no
 A tag without tokens, or with all of them, tells nothing: see each function for what it gives. Nothing is ever NaN.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -20,9 +21,51 @@ _Counts = NDArray[np.int64]
 _EXACT_TOKENS = 1 << 31
 
 
-def auroc_of_histogram(
-    histogram: NDArray[np.uint32], *, zero_bin: int, pooled: _Counts | None = None
-) -> tuple[_Floats, _Floats]:
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What one look at the histograms of some neurons tells."""
+
+    auroc: _Floats
+    """See `auroc_of_histogram`, (tags, neurons)."""
+    auroc_error: _Floats
+    """(tags, neurons)."""
+    hits: _Counts
+    """See `hits_of_histogram`, (tags, neurons)."""
+    first: _Counts
+    """The lowest bin whose tokens are hits, (neurons,)."""
+    occupied: _Counts
+    """Bins with at least one token of any tag, (neurons,)."""
+
+
+def summary_of_histogram(
+    histogram: NDArray[Any], *, zero_bin: int, share: float, tokens: int | None = None
+) -> Summary:
+    """Return AUROC and hits together: a neuron's counts are read once, and stay in the first-level cache.
+
+    Parameters
+    ----------
+    histogram : uint16 or uint32 (tags, neurons, bins)
+    zero_bin
+        The bin of exact zeros; −1 where there is none.
+    share
+        Share of all tokens that are hits.
+    tokens
+        Of the neuron that has most, if that is known.
+    """
+    tags, neurons, bins = histogram.shape
+    if tokens is None:
+        tokens = int(np.max(histogram.sum(axis=(0, 2), dtype=np.int64), initial=0))
+    # whole numbers are exact and vectorised, as long as the products of two counts fit
+    exact = tokens < _EXACT_TOKENS
+    area, error = np.empty((2, tags, neurons))
+    hits, (first, occupied) = np.empty((tags, neurons), dtype=np.int64), np.empty((2, neurons), dtype=np.int64)
+    work = np.empty((2, bins), dtype=np.uint64 if exact else np.float64)
+    mask = np.empty(bins, dtype=np.uint32 if exact else np.int64)
+    _summarise(histogram, zero_bin, share, work, mask, area, error, hits, first, occupied)
+    return Summary(auroc=area, auroc_error=error, hits=hits, first=first, occupied=occupied)
+
+
+def auroc_of_histogram(histogram: NDArray[np.uint32], *, zero_bin: int) -> tuple[_Floats, _Floats]:
     """AUROC of every tag against all other tags.
 
     P(x₊ > x₋) + ½·P(x₊ = x₋), with all pairs in one bin counted half: Mann & Whitney (1947), Ann. Math. Stat. 18, 50–60.
@@ -35,21 +78,14 @@ def auroc_of_histogram(
     histogram : uint32 (tags, neurons, bins)
     zero_bin
         The bin of exact zeros; −1 where there is none.
-    pooled : int64 (neurons, bins)
-        Of `pooled_histogram`, if it is known.
 
     Returns
     -------
     auroc, error : float64 (tags, neurons)
         0.5 and 0 for a tag without tokens, or with all of them.
     """
-    area, error = np.empty((2, *histogram.shape[:2]))
-    if pooled is None:
-        pooled = pooled_histogram(histogram)
-    # whole numbers are exact and vectorised, as long as the products of two counts fit
-    exact = np.max(pooled.sum(axis=1), initial=0) < _EXACT_TOKENS
-    _auroc(histogram, pooled.astype(np.uint64 if exact else np.float64), zero_bin, area, error)
-    return area, error
+    found = summary_of_histogram(histogram, zero_bin=zero_bin, share=0.0)
+    return found.auroc, found.auroc_error
 
 
 def average_precision_of_histogram(
@@ -104,9 +140,7 @@ def mutual_information_of_histogram(histogram: NDArray[np.uint32]) -> _Floats:
     return bits
 
 
-def hits_of_histogram(
-    histogram: NDArray[np.uint32], *, share: float, pooled: _Counts | None = None
-) -> tuple[_Counts, _Counts]:
+def hits_of_histogram(histogram: NDArray[np.uint32], *, share: float) -> tuple[_Counts, _Counts]:
     """Tokens of every tag above the threshold that the given share of all tokens exceeds.
 
     The threshold is the edge between two bins above which the number of tokens comes nearest to ``share``; of several such
@@ -119,8 +153,6 @@ def hits_of_histogram(
     histogram : uint32 (tags, neurons, bins)
     share
         Share of all tokens, such as 0.05.
-    pooled : int64 (neurons, bins)
-        Of `pooled_histogram`, if it is known.
 
     Returns
     -------
@@ -129,19 +161,8 @@ def hits_of_histogram(
     first : int64 (neurons,)
         The lowest bin that counts, 1 to bins: the threshold is the upper end of the bin before it.
     """
-    if pooled is None:
-        pooled = pooled_histogram(histogram)
-    first = np.empty(len(pooled), dtype=np.int64)
-    _top_bins(pooled, share, first)
-    hits = np.empty(histogram.shape[:2], dtype=np.int64)
-    few = np.max(pooled.sum(axis=1), initial=0) < _EXACT_TOKENS
-    _count_from(histogram, first, np.uint32(0) if few else np.int64(0), hits)
-    return hits, first
-
-
-def occupied_bins(pooled: _Counts) -> _Counts:
-    """Bins with at least one token of any tag, int64 (neurons,), from `pooled_histogram`."""
-    return np.asarray(np.count_nonzero(pooled, axis=1), dtype=np.int64)
+    found = summary_of_histogram(histogram, zero_bin=-1, share=share)
+    return found.hits, found.first
 
 
 def quantiles_of_histogram(
@@ -206,42 +227,29 @@ def _add_tags(histogram: Any, pooled: Any) -> None:
 
 
 @_njit  # type: ignore[untyped-decorator]
-def _top_bins(pooled: Any, share: float, first: Any) -> None:
-    for j in range(pooled.shape[0]):
-        line = pooled[j]
-        wanted = share * line.sum()
-        above = np.int64(0)
-        best, first[j] = wanted, line.shape[0]
-        for b in range(line.shape[0] - 1, 0, -1):
-            above += line[b]
-            away = abs(above - wanted)
-            if away <= best:
-                best, first[j] = away, b
-
-
-@_njit  # type: ignore[untyped-decorator]
-def _count_from(histogram: Any, first: Any, zero: Any, hits: Any) -> None:
-    """Sums are of the type of `zero`: of 32 bits, twice as many are added at once."""
-    kind = type(zero)
-    for tag in range(histogram.shape[0]):
-        for j in range(histogram.shape[1]):
-            line, count = histogram[tag, j], zero
-            for b in range(line.shape[0]):  # all of them: a start known at run time alone takes longer
-                count = kind(count + kind(line[b] if b >= first[j] else zero))
-            hits[tag, j] = count
-
-
-@_njit  # type: ignore[untyped-decorator]
-def _auroc(histogram: Any, pooled: Any, zero_bin: int, area: Any, error: Any) -> None:
+def _summarise(
+    histogram: Any, zero_bin: int, share: float, work: Any, mask: Any, area: Any, error: Any, hits: Any, first: Any, occupied: Any
+) -> None:
+    """Products of counts are of the type of `work` (2, bins), sums of that of `mask` (bins,), as narrow as they may be."""
     tags, neurons, bins = histogram.shape
-    number = pooled.dtype.type
-    middle = np.empty(bins, dtype=pooled.dtype)  # twice: tokens in lower bins and half of those in the bin
+    number, narrow = work.dtype.type, mask.dtype.type
+    pooled, middle = work[0], work[1]
     for j in range(neurons):
-        everything = pooled[j]
-        tokens = number(0)
+        pooled[:] = 0
+        for tag in range(tags):
+            line = histogram[tag, j]
+            for b in range(bins):
+                pooled[b] += line[b]
+        tokens, filled = number(0), 0
+        for b in range(bins):  # twice: tokens in lower bins and half of those in the bin
+            middle[b] = tokens + tokens + pooled[b]
+            tokens += pooled[b]
         for b in range(bins):
-            middle[b] = tokens + tokens + everything[b]
-            tokens += everything[b]
+            filled += pooled[b] > 0
+        occupied[j] = filled
+        first[j] = top = _top_bin(pooled, share * np.float64(tokens))
+        for b in range(bins):  # a loop from the top bin on would not be vectorised
+            mask[b] = ~narrow(0) if b >= top else narrow(0)
         for tag in range(tags):
             line = histogram[tag, j]
             positives = twice = ties = number(0)
@@ -249,13 +257,32 @@ def _auroc(histogram: Any, pooled: Any, zero_bin: int, area: Any, error: Any) ->
                 p = number(line[b])
                 positives += p
                 twice += p * middle[b]
-                ties += p * (everything[b] - p)
+                ties += p * (pooled[b] - p)
+            above = narrow(0)
+            for b in range(bins):
+                above = narrow(above + (narrow(line[b]) & mask[b]))
             if zero_bin >= 0:
                 p = number(line[zero_bin])
-                ties -= p * (everything[zero_bin] - p)
+                ties -= p * (pooled[zero_bin] - p)
             pairs = np.float64(positives) * np.float64(tokens - positives)
+            hits[tag, j] = above
             area[tag, j] = 0.5 * np.float64(twice - positives * positives) / pairs if pairs > 0 else 0.5
             error[tag, j] = 0.5 * np.float64(ties) / pairs if pairs > 0 else 0.0
+
+
+@_njit  # type: ignore[untyped-decorator]
+def _top_bin(pooled: Any, wanted: float) -> int:
+    """Return the lowest bin such that the tokens from it on are as near as possible to those wanted; bins if none is best."""
+    above = 0.0
+    best, first = wanted, pooled.shape[0]
+    for b in range(pooled.shape[0] - 1, 0, -1):
+        above += np.float64(pooled[b])
+        away = abs(above - wanted)
+        if away <= best:
+            best, first = away, b
+        elif above > wanted:
+            break
+    return first
 
 
 @_njit  # type: ignore[untyped-decorator]

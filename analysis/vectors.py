@@ -107,6 +107,14 @@ def _stored(bits: int) -> Callable[..., Any]:
     return emit
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    pointer = ir.IntType(8).as_pointer()
+    function_type = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, function_type, name)
+    builder.call(function, [builder.inttoptr(address, pointer), _I32(0), _I32(3), _I32(1)])  # to read, near, data
+
+
 def _splat(kind: Vector) -> Callable[..., Any]:
     def emit(builder: Any, value: Any) -> Any:
         one = builder.insert_element(ir.Constant(kind.llvm, ir.Undefined), value, _I32(0))
@@ -160,6 +168,8 @@ splat_int = _function((types.int32,), I32, _splat(I32))
 load32, store32 = _function((_AT,), F32, _loaded(F32.llvm, 32)), _function((_AT, F32), types.void, _stored(32))
 load64, store64 = _function((_AT,), F64, _loaded(F64.llvm, 64)), _function((_AT, F64), types.void, _stored(64))
 load_int, store_int = _function((_AT,), I32, _loaded(I32.llvm, 32)), _function((_AT, I32), types.void, _stored(32))
+prefetch = _function((_AT,), types.void, _prefetch)
+"""Ask for a cache line that is needed soon."""
 load_row = _function((_AT,), types.uint32, _loaded(_I32, 32))
 """One row number."""
 load_codes = _function((_AT,), F32, lambda builder, at: builder.sitofp(_loaded(_BYTES, 8)(builder, at), F32.llvm))

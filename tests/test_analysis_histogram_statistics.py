@@ -12,8 +12,7 @@ from neuronlake.analysis.histogram_statistics import (
     average_precision_of_histogram,
     hits_of_histogram,
     mutual_information_of_histogram,
-    occupied_bins,
-    pooled_histogram,
+    summary_of_histogram,
     quantiles_of_histogram,
 )
 
@@ -188,7 +187,8 @@ def test_many_neurons_and_bins_at_once():
             assert first[neuron] == 1 + np.argmin(np.abs(np.array(above) - 0.05 * len(values)))
     one = auroc_of_histogram(counted[:, 2:3], zero_bin=128)
     np.testing.assert_array_equal(one, (area[:, 2:3], error[:, 2:3]))
-    np.testing.assert_array_equal(occupied_bins(pooled_histogram(counted)), (counted.sum(axis=0) > 0).sum(axis=1))
+    summary = summary_of_histogram(counted, zero_bin=128, share=0.05)
+    np.testing.assert_array_equal(summary.occupied, (counted.sum(axis=0) > 0).sum(axis=1))
 
 
 def test_zeros_are_exact():
@@ -212,7 +212,7 @@ def test_huge_counts_do_not_overflow(large):
     np.testing.assert_allclose(auroc_of_histogram(counted, zero_bin=1)[0], 0.5, rtol=1e-12)
     np.testing.assert_allclose(mutual_information_of_histogram(counted), 0, atol=1e-15)
     assert hits_of_histogram(counted, share=0.3)[0].tolist() == [[large]] * 5
-    assert occupied_bins(pooled_histogram(counted)).tolist() == [3]
+    assert summary_of_histogram(counted, zero_bin=1, share=0.3).occupied.tolist() == [3]
     edges = np.array([[-2.0, 0, 1]]), np.array([[-1.0, 0, 2]])
     assert quantiles_of_histogram(counted, *edges, 0.5)[0].tolist() == [[0.0]] * 5
     counted[1:] = 0
