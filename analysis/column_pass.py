@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.column import Accumulator, Partials, combine_partials, retag
+from neuronlake.analysis.column import Accumulator, Partials, combine_partials, retag, there
 from neuronlake.analysis.derived import derived_statistics, requested_statistics
 from neuronlake.analysis.exact import column_auroc
 from neuronlake.analysis.groups import BlockGroups
@@ -203,10 +203,12 @@ def _column(job: Pass, found: Accumulator, layer: int, first: int, derived: list
         position, last = job.source.layers.index(layer), first + partials.histogram.shape[1]
         zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:last] = partials.histogram
     whole = {name: np.concatenate([part[name] for part in derived], axis=-1) for name in derived[0]}
-    if job.also and derived[0] and partials.histogram is not None and partials.exponent is not None:
-        kept, binning = partials.histogram[job.kept], Binning.of_exponents(partials.exponent)
-        ends = partials.pooled.minimum[job.kept], partials.pooled.maximum[job.kept]
-        whole |= requested_statistics(kept, binning, *ends, job.also)
+    if "hit_bin" in whole:
+        binning = Binning.of_exponents(there(partials.exponent))
+        whole["hit_threshold"] = binning.upper_edge(whole.pop("hit_bin"))
+        if job.also:
+            ends = partials.pooled.minimum[job.kept], partials.pooled.maximum[job.kept]
+            whole |= requested_statistics(there(partials.histogram)[job.kept], binning, *ends, job.also)
     return Column(layer=layer, first=first, partials=replace(partials, histogram=None), derived=whole)
 
 
@@ -215,13 +217,8 @@ def _derived(job: Pass, found: Accumulator, layer: int, column: int, chunk: int)
     if job.basic or len(job.kept) < 2:
         return {}
     if job.counted:
-        exponent = found.exponent(column)
-        if exponent is None:
-            return {}
         counts = found.counts(column)
-        return derived_statistics(
-            counts if len(job.kept) == len(job.tags) else counts[job.kept], Binning.of_exponents(exponent)
-        )
+        return derived_statistics(counts if len(job.kept) == len(job.tags) else counts[job.kept])
     area, error = column_auroc(
         job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES
     )

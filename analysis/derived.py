@@ -49,15 +49,15 @@ def requested(also: Iterable[str]) -> tuple[str, ...]:
     return tuple(group for group in ON_REQUEST if group in {homes[name] for name in wanted})
 
 
-def derived_statistics(histogram: NDArray[Any], binning: Binning) -> dict[str, NDArray[Any]]:
+def derived_statistics(histogram: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Variables of the statistics dataset that come from histograms: (tags, neurons) or (neurons,).
+
+    But for ``hit_threshold``, which is the upper edge of the bins ``hit_bin``.
 
     Parameters
     ----------
     histogram : uint16 or uint32 (tags, neurons, 256), C order
         Of the tags that are compared with each other, at least two.
-    binning
-        Its edges.
     """
     tokens = int(histogram[:, 0].sum(dtype=np.int64))  # of every neuron
     found = summary_of_histogram(histogram, zero_bin=ZERO_BIN, share=HIT_SHARE, tokens=tokens)
@@ -65,7 +65,7 @@ def derived_statistics(histogram: NDArray[Any], binning: Binning) -> dict[str, N
         "auroc": found.auroc,
         "auroc_error": found.auroc_error,
         "hits": found.hits,
-        "hit_threshold": binning.upper_edge(found.first - 1),
+        "hit_bin": found.first - 1,
         "bins": found.occupied,
     }
 

@@ -16,10 +16,12 @@ from neuronlake.analysis.vectors import (
     absolute32,
     absolute64,
     add_if_positive,
+    add_less,
     add_positive,
     any_less64,
     bits32,
     count_lanes,
+    if_less,
     if_positive,
     if_zero,
     larger,
@@ -45,9 +47,12 @@ ZERO_BIN = 128
 BIN_SHIFT = 19  # of 23 bits of mantissa: sixteen bins from one power of two to the next
 _POOR = 30.0  # sums about a shift five deviations away keep all but two of sixteen digits
 _FAR = 1e-3
+_LARGEST_EXPONENT = 100
 _U64 = np.uint64
-WORK = TILE_ROWS * (LANES + LANES // 4) + LANES
-"""float32 that a kernel wants as scratch memory: a tile, its bins, and what it takes to begin at a cache line."""
+SAMPLE_ROWS = 256
+WORK = SAMPLE_ROWS * LANES + LANES
+"""float32 that a kernel wants as scratch memory: a tile and its bins, or a sample, and what it takes to begin at a cache
+line."""
 _LINE = _U64(64)  # bytes of a tile's row, 16 float32, and of a cache line
 _BIN_LINE = _U64(LANES)  # bytes of the bins of a tile's row
 _njit = numba.njit(nogil=True, cache=True)
@@ -104,7 +109,7 @@ def _look_twice(
 
 @_njit  # type: ignore[untyped-decorator]
 def basic(
-    codes: Any, scales: Any, rows: Any, start: Any, first: int, count: Any, sample: Any, shift: Any, moments: Any, work: Any
+    codes: Any, scales: Any, rows: Any, start: Any, count: Any, sample: Any, shift: Any, moments: Any, work: Any
 ) -> None:
     """Add a chunk to mean, m2 and active with one look about `shift`: the mean of the rows `sample` of the first chunk.
 
@@ -127,11 +132,10 @@ def basic(
         share = n2 / (n1 + n2)
         for lane in range(0, codes.shape[1], LANES):
             here, unit, knee = _at(codes) + _U64(lane * codes.itemsize), _at(scales[0][lane:]), _at(scales[1][lane:])
-            column = first + lane
             for field in (mean, m2):  # wanted when the group is done
-                prefetch(_at(field[group, column:]))
-                prefetch(_at(field[group, column:]) + _LINE)
-            prefetch(_at(active[group, column:]))
+                prefetch(_at(field[group, lane:]))
+                prefetch(_at(field[group, lane:]) + _LINE)
+            prefetch(_at(active[group, lane:]))
             s = load64(_at(shift[lane:]))
             sums = squares = splat64(0.0)
             positive = splat_int(np.int32(0))
@@ -154,13 +158,46 @@ def basic(
             if any_less64(squares * poor, lost) or any_less64(absolute64(m), absolute64(s) * far):
                 _look_twice(codes, tile, here, stride, _at(rows[i:]), n2, unit, knee, out)
                 m, squares = load64(out), load64(out + _U64(8 * LANES))
-            a, b, c = _at(mean[group, column:]), _at(m2[group, column:]), _at(active[group, column:])
+            a, b, c = _at(mean[group, lane:]), _at(m2[group, lane:]), _at(active[group, lane:])
             known = load64(a)
             delta = m - known
             store64(a, known + delta * splat64(share))
             store64(b, load64(b) + squares + delta * delta * splat64(n1 * share))
             store_int(c, load_int(c) + positive)
         count[group] = n1 + n2
+
+
+@_njit  # type: ignore[untyped-decorator]
+def scale_exponents(codes: Any, scales: Any, sample: Any, exponent: Any, work: Any) -> None:
+    """Write ⌊log₂(m / 6)⌋ of every neuron, int32; m is the median magnitude that is not zero in some rows (at most 256).
+
+    0 where all are zero, and within ±100, which keeps every edge a normal float32. With m = 1.f·2^E that is E − 2 or, where
+    1.f is below 1.5, E − 3: the nine highest bits of the pattern tell, found bit by bit by counting what lies below.
+    """
+    tile, stride, rows = _aligned(work), _U64(codes.strides[0]), min(sample.shape[0], SAMPLE_ROWS)
+    nothing, one, all_rows = splat_int(np.int32(0)), splat_int(np.int32(1)), splat_int(np.int32(rows))
+    least, most = splat_int(np.int32(-_LARGEST_EXPONENT)), splat_int(np.int32(_LARGEST_EXPONENT))
+    for lane in range(0, codes.shape[1], LANES):
+        here, unit, knee = _at(codes) + _U64(lane * codes.itemsize), _at(scales[0][lane:]), _at(scales[1][lane:])
+        fill(codes, tile, here, stride, _at(sample), rows, unit, knee)
+        zeros, at = nothing, tile
+        for _ in range(rows):
+            size = absolute32(load32(at))
+            store32(at, size)  # magnitudes order as their patterns do
+            zeros = add_less(zeros, bits32(size), one)
+            at += _LINE
+        rank = shifted_right(zeros + all_rows, one)  # the median of those that are not zero
+        found = nothing
+        for step in range(9):
+            more, below, at = found + splat_int(np.int32(1 << (30 - step))), nothing, tile
+            for _ in range(rows):
+                below = add_less(below, load_int(at), more)
+                at += _LINE
+            found = if_less(rank, below, found, more)
+        power = shifted_right(found, splat_int(np.int32(22))) - shifted_right(found, splat_int(np.int32(23)))
+        power = power - splat_int(np.int32(127 + 3))
+        power = if_less(power, least, least, if_less(most, power, most, power))
+        store_int(_at(exponent[lane:]), if_less(zeros, all_rows, power, nothing))
 
 
 @_njit  # type: ignore[untyped-decorator]
@@ -178,7 +215,7 @@ def _write_bins(tile: Any, count: int, scale: Any, origin: Any, ceiling: Any, bi
 
 @_njit  # type: ignore[untyped-decorator]
 def everything(
-    codes: Any, scales: Any, rows: Any, start: Any, folds: int, first: int, count: Any, moments: Any, binning: Any,
+    codes: Any, scales: Any, rows: Any, start: Any, folds: int, count: Any, moments: Any, binning: Any,
     table: Any, work: Any,
 ) -> None:  # fmt: skip
     """Add a chunk to all moments, and count its values by bin unless the table is empty: two looks at every tile."""
@@ -201,13 +238,12 @@ def everything(
             i, n1 = start[group], count[group]
             while i < start[group + 1]:
                 n2 = min(start[group + 1] - i, TILE_ROWS)
-                column = first + lane
                 for field in (mean, m2, m3, m4, absolute):  # wanted when the tile is done
-                    prefetch(_at(field[group, column:]))
-                    prefetch(_at(field[group, column:]) + _LINE)
-                prefetch(_at(active[group, column:]))
-                prefetch(_at(lowest[group, column:]))
-                prefetch(_at(highest[group, column:]))
+                    prefetch(_at(field[group, lane:]))
+                    prefetch(_at(field[group, lane:]) + _LINE)
+                prefetch(_at(active[group, lane:]))
+                prefetch(_at(lowest[group, lane:]))
+                prefetch(_at(highest[group, lane:]))
                 fill(codes, tile, here, stride, _at(rows[i:]), n2, unit, knee)
                 sums = above = splat64(0.0)
                 positive = splat_int(np.int32(0))
@@ -237,11 +273,11 @@ def everything(
                     at += _LINE
                     line += _BIN_LINE
                 merge(
-                    n1, n2, _at(mean[group, column:]), _at(m2[group, column:]), _at(m3[group, column:]),
-                    _at(m4[group, column:]), m, s2, s3, s4,
+                    n1, n2, _at(mean[group, lane:]), _at(m2[group, lane:]), _at(m3[group, lane:]),
+                    _at(m4[group, lane:]), m, s2, s3, s4,
                 )  # fmt: skip
-                a, b = _at(absolute[group, column:]), _at(active[group, column:])
-                low, high = _at(lowest[group, column:]), _at(highest[group, column:])
+                a, b = _at(absolute[group, lane:]), _at(active[group, lane:])
+                low, high = _at(lowest[group, lane:]), _at(highest[group, lane:])
                 size = (above + above - sums) / whole  # of |x|; neither sum is larger than that of |x|, so no digits are lost
                 store64(a, load64(a) + (size - load64(a)) * splat64(n2 / (n1 + n2)))
                 store_int(b, load_int(b) + positive)

@@ -15,12 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.group_kernels import BIN_SHIFT, BINS, ZERO_BIN
-from neuronlake.analysis.moments import as_float32
 
 _MAGNITUDES = 127  # bins of one sign
 _ROUNDING, _LARGEST = np.finfo(np.float32).eps, np.finfo(np.float32).max
-_SHARE = 6  # of the median magnitude: measured on real activations, the AUROC's bound is smallest from 6 to 12
-_EXPONENTS = -100, 100  # keeps every edge a normal float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +37,6 @@ class Binning:
     def of_exponents(cls, exponent: NDArray[np.int16]) -> "Binning":
         """Return the binning whose scales are 2**exponent."""
         return cls(scale=np.ldexp(np.float32(1), exponent.astype(np.int32)))
-
-    @classmethod
-    def of_sample(cls, sample: NDArray[Any], *, values: str) -> "Binning":
-        """Choose the scales by some rows (`BlockGroups.sample`); 1 is assumed for a neuron that is zero in all of them.
-
-        The median is taken; the mean would follow a single massive activation.
-
-        Parameters
-        ----------
-        sample : uint16 bit patterns or float32 (rows, neurons)
-        """
-        rows = sample.shape[0]
-        # magnitudes order as their patterns do; a neuron's lie side by side, where sorting is fast
-        unsigned = sample.view(f"u{sample.itemsize}")
-        magnitude = np.ascontiguousarray((unsigned & unsigned.dtype.type((1 << (8 * sample.itemsize - 1)) - 1)).T)
-        magnitude.sort(axis=1)
-        zeros = np.count_nonzero(magnitude == 0, axis=1)
-        middle = np.minimum((zeros + rows) // 2, rows - 1)  # the median of those that are not zero
-        median = magnitude[np.arange(len(magnitude)), middle].view(sample.dtype)
-        median = as_float32(median, values).astype(np.float64)
-        exponent = np.frexp(np.where(median > 0, median / _SHARE, 1.0))[1] - 1
-        return cls.of_exponents(np.clip(exponent, *_EXPONENTS).astype(np.int16))
 
     def lanes(self, width: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
         """Return what the kernels need of as many neurons, or more: scale, its bits, and the largest |x| + s of any bin."""

@@ -80,7 +80,9 @@ def _function(kinds: tuple[Any, ...], result: Any, emit: Callable[..., Any]) -> 
         return intrinsic(lambda typing_context, a: (signature, body))
     if len(kinds) == 2:
         return intrinsic(lambda typing_context, a, b: (signature, body))
-    return intrinsic(lambda typing_context, a, b, c: (signature, body))
+    if len(kinds) == 3:
+        return intrinsic(lambda typing_context, a, b, c: (signature, body))
+    return intrinsic(lambda typing_context, a, b, c, d: (signature, body))
 
 
 def _call(name: str, kind: Vector) -> Callable[..., Any]:
@@ -202,6 +204,15 @@ bits32 = _function((F32,), I32, lambda builder, x: builder.bitcast(x, I32.llvm))
 shifted_right = _function((I32, I32), I32, lambda builder, x, by: builder.lshr(x, by))
 add_positive = _function((I32, F32), I32, _add_positive)
 """One more in every lane whose float is above zero."""
+add_less = _function(
+    (I32, I32, I32), I32,
+    lambda builder, n, a, b: builder.sub(n, builder.sext(builder.icmp_signed("<", a, b), I32.llvm)),
+)  # fmt: skip
+"""One more in every lane where the second is less than the third."""
+if_less = _function(
+    (I32, I32, I32, I32), I32,
+    lambda builder, a, b, yes, no: builder.select(builder.icmp_signed("<", a, b), yes, no),
+)  # fmt: skip
 add_if_positive = _function((F64, F64, F32), F64, _add_if_positive)
 """a + b in every lane where the third is above zero, a elsewhere."""
 if_positive = _function(

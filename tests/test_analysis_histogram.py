@@ -57,7 +57,7 @@ def bins_of(codes, encoding, binning):
 def test_every_value_lies_in_its_bin(case, exponent):
     codes, encoding = case
     groups = group_rows(np.zeros(len(codes), dtype=np.int16), np.zeros(len(codes), dtype=np.int32), tags=1)
-    binning = Binning.of_sample(codes[groups.sample], values=encoding)
+    binning = Binning.of_exponents(histogram_of(codes, groups, encoding).exponent)
     if exponent is not None:
         binning = Binning.of_exponents(np.array([exponent], dtype=np.int16))
     assert Binning.of_exponents(binning.exponent).scale == binning.scale
