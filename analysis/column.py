@@ -142,19 +142,15 @@ class Accumulator:
             self._binning[column] = Binning.of_exponents(chosen[:width].astype(np.int16))
         count, moments = self._count[column], self._of_column[column]
         if self._shift is not None:
-            mean, m2, active = (moments[FIELDS.index(name)] for name in BASIC_FIELDS)
-            group_kernels.basic(
-                codes, units, groups.rows, groups.start, count, groups.sample, self._shift[column], (mean, m2, active), _work()
-            )
+            basics, shift = tuple(moments[FIELDS.index(name)] for name in BASIC_FIELDS), self._shift[column]
+            group_kernels.basic(codes, units, groups.rows, groups.start, count, groups.sample, shift, basics, _work())
             return
         binning, table = self._binning[column], _NO_TABLE
         edges = (binning or _ANY_BINNING).lanes(self._lanes)
         for start, most in _windows(groups):
             if binning is not None:
                 table = self._table(column, most)
-            group_kernels.everything(
-                codes, units, groups.rows, start, self._folds, count, moments, edges, table, _work()
-            )
+            group_kernels.everything(codes, units, groups.rows, start, self._folds, count, moments, edges, table, _work())
         if not more:
             self.close(column)
 
@@ -182,12 +178,12 @@ class Accumulator:
         """Return what was added up: arrays that a later `add` would change. Without the histogram, if asked to."""
         if np.any(self._count != self._count[0]):
             raise AssertionError("some columns were given blocks that others were not")
-        pooled = self._no_moments("tag", self._tags)
+        fields = self._no_moments("tag", self._tags)
         for column, moments in enumerate(self._of_column):
-            tags = tuple(array[column] for array in pooled)
+            tags = tuple(array[column] for array in fields)
             group_kernels.pool(self._count[0], self._folds, moments, self._shift is not None, tags, _work())
         by_fold = self._as_moments(self._moments, self._count[0])
-        pooled = self._as_moments(pooled, self._count[0].reshape(self._tags, -1).sum(axis=1))
+        pooled = self._as_moments(fields, self._count[0].reshape(self._tags, -1).sum(axis=1))
         if self._earlier is not None:
             pooled = combine_moments(self._earlier.pooled, pooled)
             by_fold = combine_moments(self._earlier.by_fold, by_fold)

@@ -219,7 +219,5 @@ def _derived(job: Pass, found: Accumulator, layer: int, column: int, chunk: int)
     if job.counted:
         counts = found.counts(column)
         return derived_statistics(counts if len(job.kept) == len(job.tags) else counts[job.kept])
-    area, error = column_auroc(
-        job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES
-    )
+    area, error = column_auroc(job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES)
     return {"auroc": area, "auroc_error": error}

@@ -1,8 +1,11 @@
 """What is gathered of every group of a chunk's rows, from tiles that stay in the first-level cache.
 
-16 neurons are done at a time, group by group, tile by tile (`tiles`): rows are decoded once, and every look at the tile keeps
-the sums of its 16 neurons in registers. The groups' accumulators lie in memory, (groups, neurons), and a tile is merged
-into them: Chan, Golub & LeVeque (1979), and Pébay (2008) for third and fourth moments.
+16 neurons are done at a time, group by group, tile by tile (`tiles`): rows are decoded once, and every look at the tile
+keeps the sums of its 16 neurons in registers. The groups' accumulators lie in memory, (groups, neurons), and a tile is
+merged into them: Chan, Golub & LeVeque (1979), and Pébay (2008) for third and fourth moments.
+
+All arrays are in C order: their addresses are taken. The compiled code that numba keeps is made again when this file
+changes, not when `tiles` or `vectors` do: remove ``__pycache__`` then.
 """
 
 from typing import Any
@@ -27,8 +30,8 @@ from neuronlake.analysis.vectors import (
     larger,
     load32,
     load64,
-    load_widened,
     load_int,
+    load_widened,
     multiply_add,
     prefetch,
     shifted_right,
@@ -45,14 +48,13 @@ from neuronlake.analysis.vectors import (
 BINS = 256
 ZERO_BIN = 128
 BIN_SHIFT = 19  # of 23 bits of mantissa: sixteen bins from one power of two to the next
-_POOR = 30.0  # sums about a shift five deviations away keep all but two of sixteen digits
-_FAR = 1e-3
-_LARGEST_EXPONENT = 100
-_U64 = np.uint64
 SAMPLE_ROWS = 256
 WORK = SAMPLE_ROWS * LANES + LANES
-"""float32 that a kernel wants as scratch memory: a tile and its bins, or a sample, and what it takes to begin at a cache
-line."""
+"""float32 that a kernel wants as scratch memory: a tile and its bins, or a sample; some, to begin with a cache line."""
+_POOR = 30.0  # sums about a shift five deviations away keep all but two of sixteen digits
+_FAR = 1e-3  # a mean that is so small a share of the shift has lost as many digits
+_LARGEST_EXPONENT = 100
+_U64 = np.uint64
 _LINE = _U64(64)  # bytes of a tile's row, 16 float32, and of a cache line
 _BIN_LINE = _U64(LANES)  # bytes of the bins of a tile's row
 _njit = numba.njit(nogil=True, cache=True)
@@ -90,9 +92,7 @@ def _squares_of(tile: Any, count: int, mean: Any) -> Any:
 
 
 @_njit  # type: ignore[untyped-decorator]
-def _look_twice(
-    codes: Any, tile: Any, at: Any, stride: Any, rows: Any, count: int, unit: Any, knee: Any, out: Any
-) -> None:
+def _look_twice(codes: Any, tile: Any, at: Any, stride: Any, rows: Any, count: int, unit: Any, knee: Any, out: Any) -> None:
     """Write mean and sum of squares about it to `out`."""
     mean = squares = splat64(0.0)
     done = 0
@@ -107,20 +107,22 @@ def _look_twice(
     store64(out, mean)
     store64(out + _U64(8 * LANES), squares)
 
+
 @_njit  # type: ignore[untyped-decorator]
 def basic(
     codes: Any, scales: Any, rows: Any, start: Any, count: Any, sample: Any, shift: Any, moments: Any, work: Any
 ) -> None:
-    """Add a chunk to mean, m2 and active with one look about `shift`: the mean of the rows `sample` of the first chunk.
+    """Add a chunk to mean, m2 and active (see `everything`) with one look about `shift`, float64 (16·k,).
 
-    Where that lies so far from a group's values that the difference of sums would cancel, the group is read again.
+    That is the mean of the rows `sample` of the first chunk, written then. Where it lies so far from a group's values that
+    the difference of sums would cancel, the group is read again.
     """
     mean, m2, active = moments
     tile, stride = _aligned(work), _U64(codes.strides[0])
     out = tile + _U64(TILE_ROWS) * _LINE
     poor, far = splat64(_POOR), splat64(_FAR)
     if not count.any():
-        some = min(sample.shape[0], TILE_ROWS)
+        some = min(sample.shape[0], SAMPLE_ROWS)
         for lane in range(0, codes.shape[1], LANES):
             here, unit, knee = _at(codes) + _U64(lane * codes.itemsize), _at(scales[0][lane:]), _at(scales[1][lane:])
             fill(codes, tile, here, stride, _at(sample), some, unit, knee)
@@ -215,10 +217,28 @@ def _write_bins(tile: Any, count: int, scale: Any, origin: Any, ceiling: Any, bi
 
 @_njit  # type: ignore[untyped-decorator]
 def everything(
-    codes: Any, scales: Any, rows: Any, start: Any, folds: int, count: Any, moments: Any, binning: Any,
-    table: Any, work: Any,
-) -> None:  # fmt: skip
-    """Add a chunk to all moments, and count its values by bin unless the table is empty: two looks at every tile."""
+    codes: Any, scales: Any, rows: Any, start: Any, folds: int, count: Any, moments: Any, binning: Any, table: Any, work: Any
+) -> None:
+    """Add a chunk to all moments, and count its values by bin unless the table is empty: two looks at every tile.
+
+    Parameters
+    ----------
+    codes : int8, uint16, int16 or float32 (rows, 16·k)
+        See `tiles.fill`.
+    scales : float32 (2, 16·k)
+        Units and knees of int8 codes; else anything.
+    rows, start
+        Of `BlockGroups`.
+    count : int64 (groups,)
+        Tokens so far; added to.
+    moments : tuple of (groups, 16·k)
+        The fields of `Moments` after the count.
+    binning
+        Of `Binning.lanes`.
+    table : uint16 (tags, 16·k, 256), or (0, …)
+        Added to.
+    work : float32 (WORK,)
+    """
     mean, m2, m3, m4, absolute, active, lowest, highest = moments
     tile, stride = _aligned(work), _U64(codes.strides[0])
     bins = tile + _U64(TILE_ROWS) * _LINE
@@ -278,7 +298,7 @@ def everything(
                 )  # fmt: skip
                 a, b = _at(absolute[group, lane:]), _at(active[group, lane:])
                 low, high = _at(lowest[group, lane:]), _at(highest[group, lane:])
-                size = (above + above - sums) / whole  # of |x|; neither sum is larger than that of |x|, so no digits are lost
+                size = (above + above - sums) / whole  # of |x|, which neither sum exceeds: no digits are lost
                 store64(a, load64(a) + (size - load64(a)) * splat64(n2 / (n1 + n2)))
                 store_int(b, load_int(b) + positive)
                 store32(low, smaller(least, load32(low)))
@@ -307,7 +327,7 @@ def merge(n1: int, n2: int, a: Any, b: Any, c: Any, d: Any, mean: Any, s2: Any, 
 
 @_njit  # type: ignore[untyped-decorator]
 def pool(count: Any, folds: int, moments: Any, basic: bool, pooled: Any, work: Any) -> None:
-    """Merge the folds of every tag: `moments` (tags × folds, n) into `pooled` (tags, n), which are of no tokens; n is 16·k."""
+    """Merge the folds of every tag: `moments` (tags × folds, 16·k) into `pooled` (tags, 16·k), which are of no tokens."""
     mean, m2, m3, m4, absolute, active, lowest, highest = moments
     for group in range(count.shape[0]):
         tag, n2 = group // folds, count[group]

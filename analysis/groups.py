@@ -32,7 +32,7 @@ class BlockGroups:
     def sample(self) -> NDArray[np.int32]:
         """At most 256 rows, spread over the block."""
         rows = np.sort(self.rows)
-        return rows[:: -(-len(rows) // _SAMPLE) or 1]
+        return np.ascontiguousarray(rows[:: -(-len(rows) // _SAMPLE) or 1])  # kernels take its address
 
     @cached_property
     def last_row(self) -> int:

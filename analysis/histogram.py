@@ -9,7 +9,6 @@ can be stated (see `histogram_statistics`).
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.group_kernels import BIN_SHIFT, BINS, ZERO_BIN
 
 _MAGNITUDES = 127  # bins of one sign
+_Lanes = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]
 _ROUNDING, _LARGEST = np.finfo(np.float32).eps, np.finfo(np.float32).max
 
 
@@ -26,7 +26,7 @@ class Binning:
 
     scale: NDArray[np.float32] = field(repr=False)
     """s, powers of two, (neurons,)."""
-    _lanes: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lanes: dict[int, _Lanes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def exponent(self) -> NDArray[np.int16]:
@@ -38,10 +38,10 @@ class Binning:
         """Return the binning whose scales are 2**exponent."""
         return cls(scale=np.ldexp(np.float32(1), exponent.astype(np.int32)))
 
-    def lanes(self, width: int) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
+    def lanes(self, width: int) -> _Lanes:
         """Return what the kernels need of as many neurons, or more: scale, its bits, and the largest |x| + s of any bin."""
-        if (known := self._lanes.get(width)) is not None:
-            return known
+        if width in self._lanes:
+            return self._lanes[width]
         scale = np.ones(width, dtype=np.float32)
         scale[: len(self.scale)] = self.scale
         origin = scale.view(np.int32)

@@ -37,9 +37,7 @@ class Summary:
     """Bins with at least one token of any tag, (neurons,)."""
 
 
-def summary_of_histogram(
-    histogram: NDArray[Any], *, zero_bin: int, share: float, tokens: int | None = None
-) -> Summary:
+def summary_of_histogram(histogram: NDArray[Any], *, zero_bin: int, share: float, tokens: int | None = None) -> Summary:
     """Return AUROC and hits together: a neuron's counts are read once, and stay in the first-level cache.
 
     Parameters
@@ -228,7 +226,16 @@ def _add_tags(histogram: Any, pooled: Any) -> None:
 
 @_njit  # type: ignore[untyped-decorator]
 def _summarise(
-    histogram: Any, zero_bin: int, share: float, work: Any, mask: Any, area: Any, error: Any, hits: Any, first: Any, occupied: Any
+    histogram: Any,
+    zero_bin: int,
+    share: float,
+    work: Any,
+    mask: Any,
+    area: Any,
+    error: Any,
+    hits: Any,
+    first: Any,
+    occupied: Any,
 ) -> None:
     """Products of counts are of the type of `work` (2, bins), sums of that of `mask` (bins,), as narrow as they may be."""
     tags, neurons, bins = histogram.shape
@@ -271,8 +278,8 @@ def _summarise(
 
 
 @_njit  # type: ignore[untyped-decorator]
-def _top_bin(pooled: Any, wanted: float) -> int:
-    """Return the lowest bin such that the tokens from it on are as near as possible to those wanted; bins if none is best."""
+def _top_bin(pooled: Any, wanted: float) -> Any:
+    """Return the lowest bin such that the tokens from it on come nearest to those wanted; `bins` if none is nearer than 0."""
     above = 0.0
     best, first = wanted, pooled.shape[0]
     for b in range(pooled.shape[0] - 1, 0, -1):

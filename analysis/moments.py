@@ -1,10 +1,10 @@
 """Moments per group × neuron, as chunk / combine / aggregate functions.
 
-Within a chunk the central sums are taken about the group's own mean, in a second pass over values that are still in the
-cache: an offset of 10⁶ with a deviation of 1 keeps its digits, and a constant neuron has exactly zero variance. Parts are
-merged pairwise: Chan, Golub & LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances",
-and for third and fourth moments Pébay (2008), "Formulas for robust, one-pass parallel computation of covariances and
-arbitrary-order statistical moments", Sandia report SAND2008-6212.
+Within a chunk the central sums are taken about the mean of some of a group's rows, in a second look at values that are still
+in the cache (`group_kernels`): an offset of 10⁶ with a deviation of 1 keeps its digits, and a constant neuron has exactly
+zero variance. Parts are merged pairwise: Chan, Golub & LeVeque (1979), "Updating formulae and a pairwise algorithm for
+computing sample variances", and for third and fourth moments Pébay (2008), "Formulas for robust, one-pass parallel
+computation of covariances and arbitrary-order statistical moments", Sandia report SAND2008-6212.
 """
 
 from dataclasses import dataclass

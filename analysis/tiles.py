@@ -106,6 +106,6 @@ _FILL = {
 
 
 @overload(fill)
-def _typed_fill(codes, tile, at, stride, rows, count, unit, knee):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202, ARG001
+def _typed_fill(codes, tile, at, stride, rows, count, unit, knee):  # type: ignore[no-untyped-def] # noqa: ARG001
     found = _FILL[codes.dtype]
     return lambda codes, tile, at, stride, rows, count, unit, knee: found(tile, at, stride, rows, count, unit, knee)

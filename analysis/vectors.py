@@ -1,9 +1,9 @@
 """Vectors of 16 lanes for compiled kernels: a row's 16 neighbouring neurons, held in registers.
 
-LLVM vectorises inner loops by itself, but not a loop over rows whose accumulators are to stay in registers. So kernels say it:
-a vector is a numba type of its own, arithmetic on it becomes one LLVM instruction, which any target can do (two registers
-of 512 bits for 16 float64 here, four or eight elsewhere). Addresses are plain integers: the caller sees to it that 16
-lanes are there.
+LLVM vectorises inner loops by itself, but not a loop over rows whose accumulators are to stay in registers. So kernels
+say it: a vector is a numba type of its own, arithmetic on it becomes one LLVM instruction, which any target can do (16
+float64 are two registers of 512 bits, four or eight elsewhere). Addresses are plain integers: the caller sees to it that
+16 lanes are there, and that the array outlives its address.
 """
 
 import operator
@@ -20,7 +20,7 @@ LANES = 16
 _IR = {"float32": ir.FloatType(), "float64": ir.DoubleType(), "int32": ir.IntType(32)}
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """16 lanes of one kind."""
 
     def __init__(self, lane: str):
@@ -74,8 +74,6 @@ def _function(kinds: tuple[Any, ...], result: Any, emit: Callable[..., Any]) -> 
         found = emit(builder, *args)
         return ir.Constant(ir.IntType(8).as_pointer(), None) if found is None else found
 
-    if len(kinds) == 0:
-        return intrinsic(lambda typing_context: (signature, body))
     if len(kinds) == 1:
         return intrinsic(lambda typing_context, a: (signature, body))
     if len(kinds) == 2:
@@ -245,5 +243,4 @@ def _count_lanes(builder: Any, bins: Any, table: Any) -> None:
 
 
 count_lanes = _function((_AT, _AT), types.void, _count_lanes)
-"""Count 16 bins (uint8, at an address that is a multiple of 8) in 16 tables of 256 uint16 that follow each other.
-"""
+"""Count 16 bins (uint8, at an address that is a multiple of 8) in 16 tables of 256 uint16 that follow each other."""

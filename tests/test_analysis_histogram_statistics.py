@@ -12,8 +12,8 @@ from neuronlake.analysis.histogram_statistics import (
     average_precision_of_histogram,
     hits_of_histogram,
     mutual_information_of_histogram,
-    summary_of_histogram,
     quantiles_of_histogram,
+    summary_of_histogram,
 )
 
 ZERO = 4

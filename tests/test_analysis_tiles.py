@@ -99,7 +99,9 @@ def test_every_group_of_every_format_equals_numpy(kind, neurons, width, basic):
     tags, folds = 5, 3
     chunks = [chunk_of(kind, rng, rows, neurons) for rows in (700, 64)]
     sizes = np.array([0.0, 0.05, 0.15, 0.5, 0.3])  # no rows, groups of very few, groups of several tiles
-    labels = [np.where(rng.random(len(c)) < 0.2, -1, rng.choice(tags, len(c), p=sizes)).astype(np.int16) for c, _, _ in chunks]
+    labels = [
+        np.where(rng.random(len(c)) < 0.2, -1, rng.choice(tags, len(c), p=sizes)).astype(np.int16) for c, _, _ in chunks
+    ]
     labels[1][labels[1] == 1] = 3  # absent from the second chunk
     documents = [np.sort(rng.integers(0, 40, len(c))).astype(np.int32) for c, _, _ in chunks]
     groups = [group_rows(a, b, tags=tags, folds=folds) for a, b in zip(labels, documents, strict=True)]
@@ -144,7 +146,7 @@ def test_offsets_keep_ten_digits(offset, basic):
     )
     for tag in range(2):
         mine = values[labels == tag].astype(np.float64)
-        np.testing.assert_allclose(found.pooled.mean[tag], mine.mean(axis=0), rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(found.pooled.mean[tag], mine.mean(axis=0), rtol=1e-13, atol=1e-13)  # of a deviation of 1
         np.testing.assert_allclose(found.pooled.m2[tag], ((mine - mine.mean(axis=0)) ** 2).sum(axis=0), rtol=1e-10)
 
 
@@ -174,11 +176,14 @@ def test_histograms_equal_counts_by_edges(kind, neurons, width):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("rows", [1, 2, 101, 256])
+@pytest.mark.parametrize("rows", [1, 2, 101, 256, 1000])
 def test_scales_follow_a_sixth_of_the_median(kind, rows):
     rng = np.random.default_rng(4)
     codes, scales, values = chunk_of(kind, rng, rows, 32)
-    if kind != "int8a":
+    if kind == "int8a":
+        codes[rows // 2 :] //= 4
+        values = decoded(codes, scales)
+    else:
         codes = (rng.normal(size=(rows, 32)) * 10.0 ** rng.integers(-4, 5, 32)).astype(np.float32)
         codes[:, 8], codes[:, 7], codes[: rows * 2 // 3, 6], codes[:, 5] = 0, -0.0, 0, 1.5
         if kind in ("bfloat16", "float32"):
@@ -188,13 +193,15 @@ def test_scales_follow_a_sixth_of_the_median(kind, rows):
     groups = group_rows(np.zeros(rows, dtype=np.int16), np.zeros(rows, dtype=np.int32), tags=1)
     found = gathered(kind, [(codes, scales, values)], [groups], tags=1, folds=1, neurons=32, width=32, histogram=True)
     for neuron, exponent in enumerate(found.exponent):
-        some = np.sort(np.abs(values[:, neuron]))
+        some = np.sort(np.abs(values[:: -(-rows // 256), neuron]))  # at most 256 rows, spread over the block
         some = some[some > 0]
         expected = 0 if len(some) == 0 else np.clip(np.floor(np.log2(some[len(some) // 2] / 6)), -100, 100)
         assert exponent == expected
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(FORMATS), st.lists(st.integers(1, 140), min_size=1, max_size=4), st.booleans())
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from(FORMATS), st.lists(st.integers(1, 140), min_size=1, max_size=4), st.booleans()
+)
 def test_chunks_added_are_the_whole(seed, kind, sizes, basic):
     rng = np.random.default_rng(seed)
     codes, scales, values = chunk_of(kind, rng, sum(sizes), 19)
