@@ -4,7 +4,7 @@ Their accumulators' size does not depend on the number of tokens.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import local
 from typing import Any
@@ -182,8 +182,8 @@ class Accumulator:
         for column, moments in enumerate(self._of_column):
             tags = tuple(array[column] for array in fields)
             group_kernels.pool(self._count[0], self._folds, moments, self._shift is not None, tags, _work())
-        by_fold = self._as_moments(self._moments, self._count[0])
-        pooled = self._as_moments(fields, self._count[0].reshape(self._tags, -1).sum(axis=1))
+        by_fold = self._as_moments("group", self._moments, self._count[0])
+        pooled = self._as_moments("tag", fields, self._count[0].reshape(self._tags, -1).sum(axis=1))
         if self._earlier is not None:
             pooled = combine_moments(self._earlier.pooled, pooled)
             by_fold = combine_moments(self._earlier.by_fold, by_fold)
@@ -191,7 +191,7 @@ class Accumulator:
         complete = self._counted and len(scales) == len(self._binning)
         counts = None
         if histogram and self._counted:
-            counts = self._without_surplus(np.stack([self._whole_counts(c) for c in range(len(self._counts))], axis=1))
+            counts = self._side_by_side("counts of all", [self._whole_counts(c) for c in range(len(self._counts))])
         return Partials(
             pooled=pooled,
             by_fold=by_fold,
@@ -238,18 +238,23 @@ class Accumulator:
             found.append(array)
         return tuple(found)
 
-    def _as_moments(self, fields: tuple[NDArray[Any], ...], count: NDArray[np.int64]) -> Moments:
-        shape = len(count), len(self._count), self._lanes
-        whole = {
-            name: np.moveaxis(array, 0, 1) if array.size else np.broadcast_to(array.dtype.type(0), shape)
-            for name, array in zip(FIELDS, fields, strict=True)
-        }
-        return Moments(count=count[:, None], **{name: self._without_surplus(array) for name, array in whole.items()})
+    def _as_moments(self, name: str, fields: tuple[NDArray[Any], ...], count: NDArray[np.int64]) -> Moments:
+        found: dict[str, NDArray[Any]] = {}
+        for field, array in zip(FIELDS, fields, strict=True):
+            if field in self._fields:
+                found[field] = self._side_by_side(f"{name} {field} of all", array)
+            else:
+                found[field] = np.broadcast_to(array.dtype.type(0), (len(count), self._neurons))
+        return Moments(count=count[:, None], **found)
 
-    def _without_surplus(self, array: NDArray[Any]) -> NDArray[Any]:
-        """(groups, columns, lanes, …) -> (groups, neurons, …)."""
-        groups, _, _, *rest = array.shape
-        return array[:, :, : self._width].reshape(groups, -1, *rest)[:, : self._neurons]
+    def _side_by_side(self, name: str, columns: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:
+        """(columns, groups, lanes, …) -> (groups, neurons, …)."""
+        groups, _, *rest = columns[0].shape
+        whole = self._array(name, (groups, self._neurons, *rest), columns[0].dtype)
+        for column, first in enumerate(range(0, self._neurons, self._width)):
+            part = whole[:, first : first + self._width]
+            part[:] = columns[column][:, : part.shape[1]]
+        return whole
 
 
 def _windows(groups: BlockGroups) -> Iterator[tuple[NDArray[np.int64], int]]:

@@ -279,7 +279,7 @@ def _summarise(
 
 @_njit  # type: ignore[untyped-decorator]
 def _top_bin(pooled: Any, wanted: float) -> Any:
-    """Return the lowest bin such that the tokens from it on come nearest to those wanted; `bins` if none is nearer than 0."""
+    """Return the lowest bin such that the tokens from it on come nearest to those wanted; `bins` if none of them does."""
     above = 0.0
     best, first = wanted, pooled.shape[0]
     for b in range(pooled.shape[0] - 1, 0, -1):
