@@ -1,6 +1,7 @@
 """What the analysis needs of a lake, as a protocol: `neuronlake.store.Lake` fits, and so does anything held in memory."""
 
 from collections.abc import Generator, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -97,6 +98,11 @@ def choose_layers(source: LakeSource, layers: Sequence[int] | None) -> tuple[int
 
 def versions() -> dict[str, str]:
     """Versions of everything that computes a result, to be recorded with it."""
+    return dict(_versions())
+
+
+@cache  # 10 ms: metadata are parsed as letters are
+def _versions() -> dict[str, str]:
     found = {}
     for name in _VERSIONED:
         try:
