@@ -18,8 +18,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.kernels import as_float32_value
-from neuronlake.analysis.moments import typed_patterns
 from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.commits import commit_checksum
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
@@ -116,12 +114,14 @@ def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress 
             sums[:] = _padded(whole, chunks, width)
             moments[:] = _padded(before[:, :2], chunks, width)
             count = int(base.record["tokens"])
-        codes = np.empty(lake.reader.chunk_shape, dtype=lake.reader.encoding.stored)
+        values = np.empty(lake.reader.chunk_shape, dtype=np.float32)
         for block in missing:
-            some = lake.read_chunks(layer=lake.layers[place], block=block, chunks=range(chunks), out=codes, site=site)
-            for chunk, found in enumerate(some):
-                patterns = typed_patterns(codes, lake.reader.encoding.values)
-                _add(patterns, rows[block], *dealt[block], found.shape[1], count, sums[chunk], *moments[chunk])
+            with lake.reader.shard(site, lake.layers[place], block) as shard:
+                for chunk in range(chunks):
+                    first = chunk * width
+                    shard.unpack(range(chunk, chunk + 1), values, first_neuron=first)
+                    used = min(width, lake.neurons - first)
+                    _add(values, rows[block], *dealt[block], used, count, sums[chunk], *moments[chunk])
             count += len(rows[block])
         mean, m2 = moments.transpose(1, 0, 2).reshape(2, -1)[:, : lake.neurons]
         sketch = sums.transpose(0, 2, 1).reshape(-1, PLACES)[: lake.neurons]
@@ -172,22 +172,21 @@ def ordinary_rows(lake: Lake, block: int) -> NDArray[np.int64]:
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _add(codes: Any, rows: Any, places: Any, signs: Any, width: int, count: int, sums: Any, mean: Any, m2: Any) -> None:
+def _add(values: Any, rows: Any, places: Any, signs: Any, width: int, count: int, sums: Any, mean: Any, m2: Any) -> None:
     """Add rows of a chunk to its sums per place, (PLACES, c), and to mean and M2 of its `count` tokens so far (c,)."""
     n = rows.shape[0]
     total, square = np.zeros(width), np.zeros(width)
     for i in range(n):
-        line, out, sign = codes[rows[i]], sums[places[i]], signs[i]
+        line, out, sign = values[rows[i]], sums[places[i]], signs[i]
         for j in range(width):
-            x = as_float32_value(line[j])
-            out[j] += sign * x
-            total[j] += np.float64(x)
+            out[j] += sign * line[j]
+            total[j] += np.float64(line[j])
     for j in range(width):
         total[j] /= max(n, 1)
     for i in range(n):
-        line = codes[rows[i]]
+        line = values[rows[i]]
         for j in range(width):
-            d = np.float64(as_float32_value(line[j])) - total[j]
+            d = np.float64(line[j]) - total[j]
             square[j] += d * d
     whole = max(count + n, 1)
     for j in range(width):  # Chan, Golub & LeVeque 1979
