@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from neuronlake.analysis.chosen_tokens import locate_rows
 from neuronlake.analysis.queries import describe_lines
@@ -13,7 +14,7 @@ from neuronlake.analysis.source import DEFAULT_SITE, choose_layers
 from neuronlake.analysis.token_vectors import Standard, VectorIndex, standard_of, vector_index
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
-from neuronlake.store.parallel import map_ordered
+from neuronlake.store.scan import Tile
 from neuronlake.store.tables import SPECIAL
 
 INDEXED = 20_000
@@ -109,11 +110,23 @@ def nearest_of_all(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k rows of largest cosine, and the cosines, of all ordinary tokens."""
 
-    def best(block: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        inside = ordinary_rows(lake, block)
-        cosines = standard.unit(lake.read_block(layer=layer, block=block, site=site)[inside]) @ query
-        few = np.lexsort((inside, -cosines))[:k]
-        return block * lake.block_rows + inside[few], cosines[few]
+    ordinary = {block: ordinary_rows(lake, block) for block in lake.blocks}
 
-    parts = list(map_ordered(best, lake.blocks, ahead=1))
-    return np.concatenate([rows for rows, _ in parts]), np.concatenate([cosines for _, cosines in parts])
+    def products(tile: Tile) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
+        here = slice(tile.first_neuron, tile.first_neuron + tile.values.shape[1])
+        values = tile.values - standard.mean[here]  # what the kernel gets belongs to the scan
+        values *= standard.inverse[here]
+        return tile.block, values @ query[here], np.einsum("ij,ij->i", values, values)
+
+    sums = {block: np.zeros((2, lake.block_rows)) for block in lake.blocks}
+    with threadpool_limits(1, user_api="blas"):  # the scan keeps all cores busy
+        for block, *parts in lake.scan(products, layers=[layer], site=site):
+            for total, part in zip(sums[block], parts, strict=True):
+                total[: len(part)] += part
+    rows = np.concatenate([block * lake.block_rows + inside for block, inside in ordinary.items()])
+    dot, square = np.concatenate([sums[block][:, inside] for block, inside in ordinary.items()], axis=1)
+    cosines = np.divide(dot, np.sqrt(square), out=np.zeros_like(dot), where=square > 0)
+    few = np.argpartition(-cosines, min(k, len(cosines) - 1))[:k]
+    few = np.flatnonzero(cosines >= cosines[few].min())  # ties too
+    few = few[np.lexsort((rows[few], -cosines[few]))][:k]
+    return rows[few], cosines[few].astype(np.float32)

@@ -105,7 +105,7 @@ class BlockIndexer:
             with self._lock:
                 self._tokens.append(tokens)
             self._local.work = (
-                ExtremesWork(self._bits, width=width, size=EXTREMES, row=self._rows),
+                ExtremesWork(self._bits, width=width, size=EXTREMES, row=self._rows, rows=codes.shape[0]),
                 np.empty((2, width, EXTREMES), dtype=np.int32),
                 np.empty((2, width, EXTREMES), dtype=self._rows),
                 tokens,

@@ -24,7 +24,7 @@ _SPACE = 16  # candidates per entry of a list; a neuron with more of them (ties)
 
 
 def _compare(bits: int) -> Any:
-    """Return (addresses of 64 values, of as many high and low thresholds) -> uint64: which keys are beyond either."""
+    """Return (addresses of 64 values, of as many high and low thresholds) -> which keys are ≥ high, which ≤ low: uint64."""
     sign = bits - 1
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -32,7 +32,7 @@ def _compare(bits: int) -> Any:
         lane = ir.IntType(bits)
         vector = ir.VectorType(lane, LANES)
 
-        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             def load(address: Any) -> Any:
                 pointer = builder.inttoptr(address, ir.PointerType(vector))
                 return builder.load(pointer, align=bits // 8)
@@ -45,12 +45,11 @@ def _compare(bits: int) -> Any:
             key = builder.sub(builder.xor(builder.and_(raw, splat((1 << sign) - 1)), negative), negative)
             above = builder.icmp_signed(">=", key, load(args[1]))
             below = builder.icmp_signed("<=", key, load(args[2]))
-            return builder.or_(
-                builder.zext(builder.bitcast(above, ir.IntType(64)), ir.IntType(64)),
-                builder.bitcast(below, ir.IntType(64)),
-            )
+            masks = [builder.bitcast(found, ir.IntType(64)) for found in (above, below)]
+            return context.make_tuple(builder, signature.return_type, masks)
 
-        return types.uint64(types.uint64, types.uint64, types.uint64), emit
+        pair = types.Tuple((types.uint64, types.uint64))  # type: ignore[attr-defined]
+        return pair(types.uint64, types.uint64, types.uint64), emit
 
     return compare
 
@@ -108,29 +107,9 @@ def _magnitude_32(bits: Any) -> Any:
 
 
 COMPARE = {2: _compare(16), 4: _compare(32)}
-"""Bytes of a value → (addresses of 64 values, of as many high and low thresholds) → uint64: which keys are ≥ or ≤."""
+"""Bytes of a value → (addresses of 64 values, of as many high and low thresholds) → which keys are ≥, which ≤: bits."""
 KEY = {2: _key_16, 4: _key_32}
 """Bytes of a value → (bit pattern) → signed integer that orders as the value does."""
-
-
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _insert(keys: Any, rows: Any, filled: int, value: Any, row: Any) -> int:
-    """Put (value, row) into a descending list; rows come ascending, so that of equal values the lower row stays first."""
-    size = keys.shape[0]
-    if filled == size:
-        if value <= keys[size - 1]:
-            return filled
-        place = size - 1
-    else:
-        place = filled
-        filled += 1
-    while place > 0 and keys[place - 1] < value:
-        keys[place] = keys[place - 1]
-        rows[place] = rows[place - 1]
-        place -= 1
-    keys[place] = value
-    rows[place] = row
-    return filled
 
 
 def _make_extremes(key: Any, compare: Any, kind: Any, lowest: int) -> Any:
@@ -156,46 +135,84 @@ def _make_extremes(key: Any, compare: Any, kind: Any, lowest: int) -> Any:
             low[j] = kind(-ranked[1, _RANK - 1, j])
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def choose(keys: Any, rows: Any, count: int, size: int) -> int:
+        """Leave the best `size` of some candidates, which come by row, best first, of equal ones the lower row first."""
+        first, last = numba.int64(keys[0]), numba.int64(keys[0])
+        for i in range(count):
+            first = min(first, numba.int64(keys[i]))
+            last = max(last, numba.int64(keys[i]))
+        while first < last:  # the largest key that `size` candidates reach: halving needs no sort, counting is vectorised
+            middle = (first + last + 1) >> 1
+            bound, reached = kind(middle), numba.int32(0)
+            for i in range(count):
+                reached = numba.int32(reached + numba.int32(keys[i] >= bound))
+            if reached >= size:
+                first = middle
+            else:
+                last = middle - 1
+        cut, equal = kind(first), size
+        for i in range(count):
+            equal -= keys[i] > cut
+        kept = 0
+        for i in range(count):  # without a branch, which would be guessed wrong every other time
+            some, row = keys[i], rows[i]
+            keys[kept], rows[kept] = some, row
+            same = some == cut
+            kept += (some > cut) | (same & (equal > 0))
+            equal -= same
+        for i in range(1, kept):
+            some, row = keys[i], rows[i]
+            j = i - 1
+            while j >= 0 and keys[j] < some:
+                keys[j + 1], rows[j + 1] = keys[j], rows[j]
+                j -= 1
+            keys[j + 1], rows[j + 1] = some, row
+        return kept
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
     def extremes(codes: Any, used: Any, width: int, work: Any, keys: Any, rows: Any) -> None:
-        candidates, counts, ranked, high, low = work
-        total, size = used.shape[0], keys.shape[2]
-        if total > 4 * _RANK * size and codes.shape[1] >= LANES:
+        found, found_rows, every, every_rows, counts, ranked, high, low = work
+        total, size, space = used.shape[0], keys.shape[2], found.shape[2]
+        counts[:] = 0
+        if total > 4 * _RANK * size and codes.shape[1] % LANES == 0:
             thresholds_of(codes, used, total // size, ranked, high, low)
-            space = candidates.shape[2]
-            counts[:] = 0
             for first in range(0, codes.shape[1], LANES):
                 highs, lows = high[first:].ctypes.data, low[first:].ctypes.data
                 for i in range(total):
-                    line = codes[used[i]]
-                    mask = compare(numba.uint64(line[first:].ctypes.data), numba.uint64(highs), numba.uint64(lows))
-                    while mask:
-                        j = first + numba.int64(trailing_zeros(mask))
-                        mask &= mask - numba.uint64(1)
-                        value = key(line[j])
-                        if value >= high[j]:
-                            count = counts[0, j]
-                            if count < space:
-                                candidates[0, j, count] = used[i]
-                            counts[0, j] = count + 1
-                        if value <= low[j]:
-                            count = counts[1, j]
-                            if count < space:
-                                candidates[1, j, count] = used[i]
-                            counts[1, j] = count + 1
-        else:
-            counts[:] = 0
+                    row = used[i]
+                    line = codes[row]
+                    above, below = compare(numba.uint64(line[first:].ctypes.data), numba.uint64(highs), numba.uint64(lows))
+                    while above:
+                        j = first + numba.int64(trailing_zeros(above))
+                        above &= above - numba.uint64(1)
+                        at = counts[0, j]
+                        if at < space:
+                            found[0, j, at] = key(line[j])
+                            found_rows[0, j, at] = row
+                        counts[0, j] = at + 1
+                    while below:
+                        j = first + numba.int64(trailing_zeros(below))
+                        below &= below - numba.uint64(1)
+                        at = counts[1, j]
+                        if at < space:
+                            found[1, j, at] = -key(line[j])
+                            found_rows[1, j, at] = row
+                        counts[1, j] = at + 1
         for j in range(width):
             for side in range(2):
-                sign = 1 - 2 * side
-                count, filled = counts[side, j], 0
-                if min(size, total) <= count <= candidates.shape[2]:
-                    for i in range(count):
-                        row = candidates[side, j, i]
-                        filled = _insert(keys[side, j], rows[side, j], filled, numba.int32(sign * key(codes[row, j])), row)
+                count = counts[side, j]
+                if min(size, total) <= count <= space:
+                    some, some_rows = found[side, j], found_rows[side, j]
                 else:
+                    count, some, some_rows = total, every, every_rows
+                    sign = 1 - 2 * side
                     for i in range(total):
-                        row = used[i]
-                        filled = _insert(keys[side, j], rows[side, j], filled, numba.int32(sign * key(codes[row, j])), row)
+                        some[i] = sign * key(codes[used[i], j])
+                        some_rows[i] = used[i]
+                kept = choose(some, some_rows, count, min(size, total)) if count else 0
+                for i in range(kept):
+                    keys[side, j, i] = some[i]
+                    rows[side, j, i] = some_rows[i]
 
     return extremes
 
@@ -279,10 +296,13 @@ _STRONGEST = {2: _make_strongest(_exceed(16), _magnitude_16), 4: _make_strongest
 class ExtremesWork:
     """What `extremes` needs besides its arguments, for chunks of one shape; one per thread."""
 
-    def __init__(self, codes: np.dtype[Any], *, width: int, size: int, row: np.dtype[Any]):
+    def __init__(self, codes: np.dtype[Any], *, width: int, size: int, row: np.dtype[Any], rows: int):
         signed = np.dtype(f"i{codes.itemsize}")
         self.arrays = (
+            np.empty((2, width, _SPACE * size), dtype=signed),
             np.empty((2, width, _SPACE * size), dtype=row),
+            np.empty(rows, dtype=signed),
+            np.empty(rows, dtype=row),
             np.empty((2, width), dtype=np.int64),
             np.empty((2, _RANK, width), dtype=np.int32),
             np.empty(width, dtype=signed),
