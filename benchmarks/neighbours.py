@@ -51,7 +51,8 @@ def run(
     print(f"\n| layer | answers: recall@{K} | ms | scan of all activations, ms | faster by |\n|---|---|---|---|---|")
     for layer, row in result["layers"].items():
         print(
-            f"| {layer} | {row['recall']:.3f} | {row['ask_s'] * 1e3:.0f} | {row['exact_s'] * 1e3:.0f} | {row['faster']:.1f}× |"
+            f"| {layer} | {row['recall']:.3f} | {row['ask_s'] * 1e3:.0f} | {row['exact_s'] * 1e3:.0f} | "
+            f"{row['faster']:.1f}× |"
         )
     keep("neighbours", result)
     return result

@@ -68,19 +68,6 @@ def _make_thin(kind: Any) -> Any:
 def _make_update(key: Any, compare: Any, kind: Any, highest: int) -> Any:
     """`highest`: no key is as high, none as low as its negation."""
     thin = _make_thin(kind)
-    none = highest
-
-    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-    def push(keys: Any, rows: Any, counts: Any, j: Any, value: Any, number: Any) -> Any:
-        """Put a token into a bag; returns the worst key that is left if it had to be thinned, else `none`."""
-        at = numba.int64(counts[j])
-        keys[j, at] = value
-        rows[j, at] = number
-        counts[j] = at + 1
-        if at + 1 < SPACE:
-            return kind(none)
-        counts[j] = SIZE
-        return thin(keys[j], rows[j])
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
     def update(
@@ -119,36 +106,34 @@ def _make_update(key: Any, compare: Any, kind: Any, highest: int) -> Any:
                     high[j] = cuts[tag, 0, base + j] + beyond
                     low[j] = -(cuts[tag, 1, base + j] + beyond)
                 addresses = high.ctypes.data, low.ctypes.data
-                best, best_rows, best_counts = keys[tag, 0], rows[tag, 0], counts[tag, 0]
-                worst, worst_rows, worst_counts = keys[tag, 1], rows[tag, 1], counts[tag, 1]
                 for i in range(begin + some, end):
-                    row = order[i]
-                    line, number = codes[row], first_row + row
+                    line = codes[order[i]]
                     if vector:
                         above, below = compare(
                             numba.uint64(line[first:].ctypes.data), numba.uint64(addresses[0]), numba.uint64(addresses[1])
                         )
+                        mask = above | below  # a loop for each is a fifth slower
                     else:
-                        above = ~numba.uint64(0) >> numba.uint64(LANES - lanes)
-                        below = above
-                    while above:
-                        lane = numba.int64(trailing_zeros(above))
-                        above &= above - numba.uint64(1)
-                        value = key(line[first + lane])
-                        if value >= high[lane]:  # it may have risen since, or nothing was compared
-                            cut = push(best, best_rows, best_counts, base + lane, value, number)
-                            if cut != none:
-                                cuts[tag, 0, base + lane] = cut
-                                high[lane] = cut + beyond
-                    while below:
-                        lane = numba.int64(trailing_zeros(below))
-                        below &= below - numba.uint64(1)
-                        value = key(line[first + lane])
-                        if value <= low[lane]:
-                            cut = push(worst, worst_rows, worst_counts, base + lane, -value, number)
-                            if cut != none:
-                                cuts[tag, 1, base + lane] = cut
-                                low[lane] = -(cut + beyond)
+                        mask = ~numba.uint64(0) >> numba.uint64(LANES - lanes)
+                    while mask:
+                        lane = numba.int64(trailing_zeros(mask))
+                        mask &= mask - numba.uint64(1)
+                        j, value = base + lane, key(line[first + lane])
+                        for side in range(2):
+                            if (side == 0 and value < high[lane]) or (side == 1 and value > low[lane]):
+                                continue
+                            at = counts[tag, side, j]
+                            keys[tag, side, j, at] = value if side == 0 else -value
+                            rows[tag, side, j, at] = first_row + order[i]
+                            counts[tag, side, j] = at + 1
+                            if at + 1 == SPACE:
+                                cut = thin(keys[tag, side, j], rows[tag, side, j])
+                                cuts[tag, side, j] = cut
+                                counts[tag, side, j] = SIZE
+                                if side == 0:
+                                    high[lane] = cut + beyond
+                                else:
+                                    low[lane] = -(cut + beyond)
             if filled != FULL:
                 fill[tag] = FULL if filled + some == SPACE else filled + some
 
