@@ -353,15 +353,8 @@ class Lake:
         chosen = self.layers if layers is None else tuple(layers)
         for layer in chosen:
             self._check(site, layer)
-        return scan(
-            self,
-            kernel,
-            site=site,
-            layers=chosen,
-            blocks=self._chosen(blocks),
-            values=values,
-            threads=threads,
-        )
+        some = self._chosen(blocks)
+        return scan(self, kernel, site=site, layers=chosen, blocks=some, values=values, threads=threads)
 
     def array(self, *, layer: int, site: str = layout.DEFAULT_SITE) -> "LayerArray":
         """Return a lazily sliced NumPy-like view (rows, neurons) of one layer."""
