@@ -161,7 +161,9 @@ def locate_rows(lake: Lake, rows: Sequence[int]) -> dict[int, tuple[NDArray[np.i
         inside = numbers[numbers // lake.block_rows == block] - block * lake.block_rows
         if block not in lake.blocks:
             first = block * lake.block_rows + inside[0]
-            raise InputError(f"row {first} (block {block}) of {lake.path} is not extracted yet: run the same command again")
+            raise InputError(
+                f"row {first} (block {block}) of {lake.path} is not extracted yet: run the `extract` that began the lake"
+            )
         flags = lake.read_table("plan", block, ["flags"]).column("flags").to_numpy()[inside]
         padding = inside[(flags & PADDING) != 0]
         if padding.size:

@@ -2,11 +2,12 @@
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from neuronlake.cli.common import add_command, add_lake, messages, output, print_json
-from neuronlake.store import complete_index, open_lake
-from neuronlake.store.kept import INDEX
+from neuronlake.store import DamageError, complete_index, open_lake
+from neuronlake.store.kept import INDEX, discard, kept_record, kept_results
 from neuronlake.store.lock import writing
 
 
@@ -36,19 +37,39 @@ def _index(options: argparse.Namespace) -> int:
 
     open_lake(options.lake)  # its errors first: taking the lock makes the folder
     with writing(options.lake):
+        removed = _remove_damaged(options.lake)
         lake = open_lake(options.lake)
+        listed = {}
         with messages().status("indexing") as status:
             read = complete_index(lake, progress=lambda done, total: status.update(f"indexing: {done} of {total} blocks"))
             for by in options.by:
                 said = partial("listing tokens by {}: {} of {} layers".format, by)
-                complete_tag_lists(lake, by, progress=lambda *done, said=said: status.update(said(*done)))
+                listed[by] = complete_tag_lists(lake, by, progress=lambda *done, said=said: status.update(said(*done)))
     stored = sum(path.stat().st_size for path in (lake.path / INDEX).rglob("*") if path.is_file())
     activations = sum(file.bytes for commit in lake.commits for file in commit.files)
     if options.json:
-        print_json({"blocks": len(lake.blocks), "read": read, "bytes": stored, "share": stored / max(activations, 1)})
+        share = stored / max(activations, 1)
+        print_json(
+            {"blocks": len(lake.blocks), "read": read, "listed": listed, "removed": removed, "bytes": stored, "share": share}
+        )
         return 0
-    output().print(
-        f"{len(lake.blocks)} blocks indexed, {read} of them read now; {stored / 1e6:.1f} MB, "
-        f"{stored / max(activations, 1):.1%} of the activations"
-    )
+    console = output()
+    for name in removed:
+        console.print(f"{INDEX}/{name} was damaged: removed", markup=False)
+    console.print(f"{len(lake.blocks)} blocks indexed, {read} of them read now")
+    for by, blocks in listed.items():
+        console.print(f"top tokens by {by}: {blocks} of {len(lake.blocks)} blocks read now", markup=False)
+    console.print(f"{stored / 1e6:.1f} MB, {stored / max(activations, 1):.1%} of the activations")
     return 0
+
+
+def _remove_damaged(root: Path) -> list[str]:
+    """Remove what the index has of damaged results: what is not made again here is by the next question."""
+    removed = []
+    for name in kept_results(root, kept=INDEX):
+        try:
+            kept_record(root, name, kept=INDEX, full=True)
+        except DamageError:
+            discard(root, name, kept=INDEX)
+            removed.append(name)
+    return removed

@@ -72,6 +72,8 @@ def _of_neuron(options: argparse.Namespace) -> int:
         raise InputError(f"--candidates is of --by activation; --by {options.by} compares all neurons")
     lake = open_for_question(options.lake)
     layer, neuron = parse_neuron(options.neuron, lake)
+    if options.by == "profile" and options.label is None and "upos" not in lake.label_columns:
+        raise InputError(f"the lake has no upos: give the profile's --label, one of {', '.join(lake.label_columns)}")
     with progress_bar("sketching") as report:
         found = neighbours(
             lake,

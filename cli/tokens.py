@@ -89,7 +89,7 @@ def _add_tokens(commands: Any) -> None:
 
 
 def _tokens(options: argparse.Namespace) -> int:
-    from neuronlake.analysis import describe_lines, parse_neuron, tokens_above
+    from neuronlake.analysis import describe_lines, parse_neuron, tokens_above, top_tokens
     from neuronlake.analysis.outputs import check_new
 
     if options.out is not None:
@@ -134,7 +134,12 @@ def _tokens(options: argparse.Namespace) -> int:
         print_json(described)
         return 0
     if not described:
-        console.print("no token")
+        bottom = options.above is None
+        nearest = top_tokens(
+            lake, layer, neuron, 1, bottom=bottom, where=parse_where(options.where), special=options.special
+        )
+        for entry in nearest:
+            console.print(f"no token: the {'lowest' if bottom else 'highest'} value is {number(entry['value'])}")
         return 0
     print_tokens(described, options.labels, rows=True)
     if found.total > len(described):

@@ -112,6 +112,8 @@ def token_texts(folder: Path, ids: int) -> dict[int, str]:
 
 def _check_model(lake: Lake, source: ModelSource) -> None:
     made_by = lake.spec.model
+    if made_by.get("architecture") == "imported":
+        raise InputError(f"{lake.path} holds imported values, of no model that neuronlake knows: it has no weights to store")
     if source.sha256 != made_by.get("sha256"):
         raise InputError(
             f"{lake.path} was made by {made_by.get('name')} (sha256 {str(made_by.get('sha256'))[:16]}…), "

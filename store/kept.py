@@ -32,7 +32,7 @@ KEPT = (STATISTICS, INDEX, WEIGHTS)
 """Folders of a lake that hold results."""
 MADE_BY = {
     STATISTICS: "the same question computes it",
-    INDEX: "`neuronlake index` makes it",
+    INDEX: "`neuronlake index`, or the same question, makes it",
     WEIGHTS: "`neuronlake weights` makes it",
 }
 """What to do where a result is gone."""

@@ -53,7 +53,7 @@ def open_lake(path: str | os.PathLike[str]) -> "Lake":
     spec = read_spec(root)
     plan = read_plan_record(root)
     if plan is None:
-        raise InputError(f"{root}: its plan is not finished; run the same command again")
+        raise InputError(f"{root}: its plan is not finished; run the command that began it again")
     if plan.fingerprint != spec.fingerprint:
         raise DamageError(f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes")
     return Lake(root, spec, plan, committed_blocks(root))
@@ -446,5 +446,5 @@ class Lake:
         first = block * self.block_rows
         raise InputError(
             f"rows {first} to {first + self.block_rows - 1} (block {block}) of {self.path} are not extracted yet: "
-            "run the same command again"
+            "run the command that began the lake again"
         )

@@ -151,7 +151,7 @@ def _examine_identity(root: Path, found: Findings) -> None:
         raise refusal  # no lake, or a newer format: not damage, for nothing says that the file was ever different
     if found.plan is None and found.record is None:
         if not committed_blocks(root) and found.root is None and not (root / PLAN_ASIDE).exists():
-            raise InputError(f"{root}: its plan is not finished; run the same command again")
+            raise InputError(f"{root}: its plan is not finished; run the command that began it again")
         found.record = f"{layout.PLAN_RECORD}: missing; run the same `neuronlake extract` command to plan again"
     if found.root is None and problem is not None:
         found.root = problem

@@ -103,4 +103,4 @@ def xarray_layers(lake: "Lake", site: str, layers: tuple[int, ...], labels: tupl
 
 def _require_blocks(lake: "Lake") -> None:
     if not lake.blocks:
-        raise InputError(f"{lake.path} has no committed block yet: run the same command again")
+        raise InputError(f"{lake.path} has no committed block yet: run the command that began it again")

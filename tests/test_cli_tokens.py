@@ -11,7 +11,14 @@ import pytest
 from query_lakes import flags, make_lake, stored
 from rich.text import Text
 
-from neuronlake.analysis import choose_tokens, column_table, firing_neurons, tokens_above, top_tokens_weighted
+from neuronlake.analysis import (
+    choose_tokens,
+    column_table,
+    firing_neurons,
+    tokens_above,
+    top_tokens,
+    top_tokens_weighted,
+)
 from neuronlake.cli.analyse import context
 from neuronlake.cli.main import main
 
@@ -65,7 +72,8 @@ def test_tokens(run, run_json, lake):
     assert (code, out.count("«")) == (0, 3)
     assert f"3 of {len(expected)} tokens: --limit N shows more" in err
     assert run("tokens", "L0.N11", "--above", "1.5", "--count")[1] == f"{len(expected)} tokens\n"
-    assert run("tokens", "L0.N11", "--above", "1e9")[:2] == (0, "no token\n")
+    code, out, _ = run("tokens", "L0.N11", "--above", "1e9")
+    assert (code, out) == (0, f"no token: the highest value is {top_tokens(lake, 0, 11, 1)[0]['value']:.3f}\n")
     assert run_json("tokens", "L0.N11", "--above", "1e9") == []
     nouns = run_json("tokens", "L0.N11", "--below", "-0.5", "--where", "upos=NOUN", "--per-document", "2")
     assert [entry["row"] for entry in nouns] == tokens_above(
