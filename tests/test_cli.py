@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +223,18 @@ def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]
     assert code == 0
     assert f"examples:\n  neuronlake {command}" in out
     assert "--json" in out
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line():
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'neuronlake.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from neuronlake.cli.entry import run\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "neuronlake: interrupted\n")
