@@ -77,10 +77,11 @@ class TagListsBuilder:
         lake = open_lake(self._path)
         if missing := self._seen - set(lake.blocks):
             raise AssertionError(f"block {min(missing)} was added but not committed")
+        covered = self._seen | set(self._making.covered)
         if self._seen:
-            blocks = self._seen | set(self._making.covered)
-            self._making.keep(lake, blocks, lambda layer: self._layers.pop(layer), progress)
-        complete_tag_lists(open_lake(self._path), self._by, progress=progress)
+            self._making.keep(lake, covered, lambda layer: self._layers.pop(layer), progress)
+        if not covered >= set(lake.blocks):  # of a run that was killed
+            complete_tag_lists(open_lake(self._path), self._by, progress=progress)
 
 
 def complete_tag_lists(lake: Lake, by: str, *, progress: _Progress = lambda done, total: None) -> int:
