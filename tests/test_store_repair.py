@@ -134,7 +134,7 @@ def test_several_kinds_of_damage_at_once(world: World, lake: Path) -> None:
     assert report.ok
     assert report.redo == [0, 2]
     assert report.plan_again
-    with pytest.raises(InputError, match="plan is not finished; run the same"):
+    with pytest.raises(InputError, match="plan is not finished; run the command that began it"):
         open_lake(lake)
     assert world.extract(lake) == (0, 2)
     assert (lake / "notes.txt").read_text() == "mine"
