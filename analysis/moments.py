@@ -131,15 +131,6 @@ def rest_moments(
     return rest
 
 
-def as_float32(codes: NDArray[Any], values: str) -> NDArray[np.float32]:
-    """Decode a few stored patterns (any shape) with NumPy alone."""
-    if values == "float16":
-        return codes.view(np.float16).astype(np.float32)
-    if values == "bfloat16":
-        return (codes.astype(np.uint32) << 16).view(np.float32)
-    return codes
-
-
 def _merge(first: _Triple, second: _Triple) -> _Triple:
     # Chan et al. 1979, eq. 2.1; Pébay 2008, eq. 2.1.
     (n1, mean1, m2_1), (n2, mean2, m2_2) = first, second
