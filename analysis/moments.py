@@ -8,7 +8,6 @@ computation of covariances and arbitrary-order statistical moments", Sandia repo
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
