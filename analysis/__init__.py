@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.chosen_tokens import choose_tokens
     from neuronlake.analysis.correlation import coactivation
     from neuronlake.analysis.describe import describe_neuron
-    from neuronlake.analysis.features import FeatureSet
+    from neuronlake.analysis.probing.features import FeatureSet
     from neuronlake.analysis.figure_histogram import neuron_histogram
     from neuronlake.analysis.figure_volcano import volcano
     from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.neuron_columns import column_table, write_columns
     from neuronlake.analysis.neuron_neighbours import neighbours
     from neuronlake.analysis.permutation import permutation_test
-    from neuronlake.analysis.probes import ProbeResult, probe
+    from neuronlake.analysis.probing.probes import ProbeResult, probe
     from neuronlake.analysis.queries import describe_lines, top_tokens
     from neuronlake.analysis.rankers import RANKERS, Ranker
     from neuronlake.analysis.ranking import rank, score
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.selective import SharedCategories, language_classes, lape
     from neuronlake.analysis.significance import benjamini_hochberg
     from neuronlake.analysis.source import LakeSource
-    from neuronlake.analysis.splits import Split, split_documents
+    from neuronlake.analysis.probing.splits import Split, split_documents
     from neuronlake.analysis.statistics import compute_several, compute_statistics
     from neuronlake.analysis.tag_building import TagListsBuilder, complete_tag_lists
     from neuronlake.analysis.textualization import textualize
@@ -101,7 +101,7 @@ _HOMES = {
     "chosen_tokens": ("choose_tokens",),
     "correlation": ("coactivation",),
     "describe": ("describe_neuron",),
-    "features": ("FeatureSet",),
+    "probing.features": ("FeatureSet",),
     "figure_histogram": ("neuron_histogram",),
     "figure_volcano": ("volcano",),
     "figures": ("layer_class_counts", "layer_tag_heatmap", "tag_bars"),
@@ -111,7 +111,7 @@ _HOMES = {
     "neuron_columns": ("column_table", "write_columns"),
     "neuron_neighbours": ("neighbours",),
     "permutation": ("permutation_test",),
-    "probes": ("ProbeResult", "probe"),
+    "probing.probes": ("ProbeResult", "probe"),
     "queries": ("describe_lines", "top_tokens"),
     "rankers": ("RANKERS", "Ranker"),
     "ranking": ("rank", "score"),
@@ -120,7 +120,7 @@ _HOMES = {
     "selective": ("SharedCategories", "language_classes", "lape"),
     "significance": ("benjamini_hochberg",),
     "source": ("LakeSource",),
-    "splits": ("Split", "split_documents"),
+    "probing.splits": ("Split", "split_documents"),
     "statistics": ("compute_several", "compute_statistics"),
     "tag_building": ("TagListsBuilder", "complete_tag_lists"),
     "textualization": ("textualize",),

@@ -251,6 +251,11 @@ def token_labels(
     ).without_rare(min_tokens)
 
 
+def counted_rows(source: LakeSource, subword: str) -> NDArray[np.bool_]:
+    """Committed rows that stand for a word under a sub-word policy, whatever their labels; bool (rows,)."""
+    return _counted(source.tokens(), subword)
+
+
 def labels_key(source: LakeSource, request: LabelRequest) -> dict[str, Any]:
     """Return what a kept result is keyed by: the request and, as ``added``, the label columns that were added later.
 

@@ -64,9 +64,15 @@ class LakeSource(Protocol):
         """Unit and knee of the codes of a chunk, (c, 2); None where the encoding is not quantised."""
 
     def read_block(
-        self, *, layer: int, block: int, neurons: Sequence[int] | NDArray[Any] | None, site: str
+        self,
+        *,
+        layer: int,
+        block: int,
+        neurons: Sequence[int] | NDArray[Any] | None,
+        site: str,
+        out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Return float32 (block rows, neurons), rows in order."""
+        """Return float32 (block rows, neurons), rows in order; of whole layers in `out`, where that is given."""
 
     def tokens(self, labels: Sequence[str] = (), blocks: Sequence[int] | None = None) -> Any:
         """Return the token table (pyarrow) of the committed blocks, one line per row, padding included."""

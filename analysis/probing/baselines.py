@@ -39,8 +39,10 @@ def predict_by_word(train_forms: list[str], train_tags: NDArray[np.int16], test_
     return np.array(predicted, dtype=np.int16)
 
 
-def baseline_predictions(source: LakeSource, train: LabelVector, test: LabelVector) -> dict[str, NDArray[np.int16]]:
-    """Predictions of both baselines for every labelled test row.
+def baseline_predictions(
+    source: LakeSource, train: LabelVector, test_source: LakeSource, test: LabelVector
+) -> dict[str, NDArray[np.int16]]:
+    """Predictions of both baselines for every labelled test row of the lake that is tested on.
 
     Training counts words, not tokens: a word of several labelled tokens counts once. With a shift, it is the token's own
     word that predicts the tag of the later one.
@@ -50,7 +52,7 @@ def baseline_predictions(source: LakeSource, train: LabelVector, test: LabelVect
     tags = train.codes[learn][first]
     return {
         "majority": predict_majority(train.codes[learn], int(np.count_nonzero(ask))),
-        "most_frequent_tag_per_word": predict_by_word(word_forms(source, words), tags, word_forms(source, test.words[ask])),
+        "most_frequent_tag_per_word": predict_by_word(word_forms(source, words), tags, word_forms(test_source, test.words[ask])),
     }
 
 

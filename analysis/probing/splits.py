@@ -22,8 +22,12 @@ class Split:
 
     def rows(self, labels: LabelVector) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which rows belong to the training and to the test units, bool (rows,) each."""
-        units = _units(labels, self.unit)
+        units = self.units(labels)
         return np.isin(units, self.train), np.isin(units, self.test)
+
+    def units(self, labels: LabelVector) -> NDArray[Any]:
+        """Return the document (or sentence) of every row, (rows,)."""
+        return _units(labels, self.unit)
 
 
 def split_documents(labels: LabelVector, *, test_share: float = 0.2, seed: int = 0, unit: str = "document") -> Split:

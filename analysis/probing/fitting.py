@@ -1,0 +1,172 @@
+"""One set of features: what is gathered of its training rows, once, and the classifiers fitted from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.analysis.probing.closed_form import fit_lda, fit_ridge, standard_of_scatter
+from neuronlake.analysis.probing.features import FeatureSet
+from neuronlake.analysis.probing.kept_scatter import scatter_of_rows
+from neuronlake.analysis.probing.linear import LinearClassifier, Problem, Standard, predict
+from neuronlake.analysis.probing.matrix import LakeMatrix
+from neuronlake.analysis.probing.scatter import ClassSums, Scatter, gather_sums
+from neuronlake.analysis.probing.selection import select_forward
+from neuronlake.analysis.probing.streaming import LOSSES, fit_streaming
+from neuronlake.analysis.probing.survey import DENSE, Survey, survey
+from neuronlake.analysis.probing.task import Task
+from neuronlake.analysis.source import LakeSource
+from neuronlake.store.errors import InputError
+
+CLOSED = ("lda", "ridge")
+CLASSIFIERS = (*CLOSED, *LOSSES)
+PENALTIES = {"ridge": 1e-3, "logistic": 1e-3, "svm": 1 / 64}
+"""λ by default: the best of 1e-4 … 1e-1 in steps of half a decade, or within 0.1 points of it, on layers of SmolLM2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How classifiers are fitted."""
+
+    classifier: str
+    shrinkage: float
+    penalty: float
+    epochs: int
+    max_passes: int
+    tolerance: float
+    seed: int
+    keep: bool
+    max_bytes: int
+    site: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return those that the classifier uses."""
+        used = {"lda": ("shrinkage",), "ridge": ("penalty",)}.get(
+            self.classifier, ("penalty", "epochs", "max_passes", "tolerance")
+        )
+        return {"classifier": self.classifier, **{name: getattr(self, name) for name in used}}
+
+
+class Fitting:
+    """Classifiers on some features of a task's tokens."""
+
+    def __init__(self, source: LakeSource, task: Task, features: FeatureSet, settings: FitSettings):
+        self._source, self._task, self._settings = source, task, settings
+        self.features = features
+        self.tags = len(task.train.tags)
+        self._check_memory()
+        self._matrix = LakeMatrix(source, features, task.train_rows, site=settings.site)
+        self._test = LakeMatrix(task.test_source, features, task.test_rows, site=settings.site)
+
+    @cached_property
+    def scatter(self) -> Scatter:
+        """Of the training rows."""
+        settings = self._settings
+        return scatter_of_rows(
+            self._source,
+            self.features,
+            self._task.train_rows,
+            subword=self._task.train.subword,
+            site=settings.site,
+            keep=settings.keep,
+        )
+
+    @cached_property
+    def sums(self) -> list[ClassSums]:
+        """Of every labelling."""
+        return gather_sums(self._matrix, self.scatter.centre, self._task.labellings, self.tags)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Of the training rows."""
+        return survey(self._matrix, seed=self._settings.seed)
+
+    @cached_property
+    def standard(self) -> Standard:
+        """How the features are standardised."""
+        if self._settings.classifier in CLOSED:
+            return standard_of_scatter(self.scatter, self._matrix.dtype)
+        return self.survey.standard
+
+    def choose(self, k: int, among: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Columns of k features by forward selection among some, in the order of choice."""
+        standard = standard_of_scatter(self.scatter, self._matrix.dtype)
+        sums = self.sums[0]
+        if among is None:
+            return select_forward(self.scatter, sums, standard, k)
+        few = ClassSums(count=sums.count, total=sums.total[:, among])
+        return among[select_forward(self.scatter.subset(among), few, standard.subset(among), k)]
+
+    def constant(self, columns: NDArray[np.int64] | None) -> int:
+        """How many features do not vary in the training rows.
+
+        Raises
+        ------
+        InputError
+            When none does.
+        """
+        factor = self.standard.factor if columns is None else self.standard.factor[columns]
+        constant = int(np.count_nonzero(factor == 0))
+        if constant == len(factor):
+            raise InputError(
+                f"none of the {constant} neurons varies over the {self._matrix.shape[0]} training tokens: there is nothing "
+                "to learn from; choose other neurons or layers"
+            )
+        return constant
+
+    def fit(self, problems: Sequence[Problem]) -> tuple[list[LinearClassifier], dict[str, Any]]:
+        """Fit every problem, and say how it went."""
+        settings = self._settings
+        if settings.classifier == "lda":
+            return [
+                fit_lda(
+                    self.scatter,
+                    self.sums[each.labelling],
+                    self.standard,
+                    shrinkage=settings.shrinkage,
+                    columns=each.columns,
+                )
+                for each in problems
+            ], {}
+        if settings.classifier == "ridge":
+            return [
+                fit_ridge(
+                    self.scatter, self.sums[each.labelling], self.standard, penalty=settings.penalty, columns=each.columns
+                )
+                for each in problems
+            ], {}
+        found = fit_streaming(
+            self._matrix,
+            self._task.labellings,
+            problems,
+            self.survey,
+            tags=self.tags,
+            loss=settings.classifier,
+            penalty=settings.penalty,
+            epochs=settings.epochs,
+            max_passes=settings.max_passes,
+            tolerance=settings.tolerance,
+            seed=settings.seed,
+        )
+        return found.classifiers, {"passes": found.passes, "converged": found.converged}
+
+    def predict(self, classifiers: Sequence[LinearClassifier]) -> list[NDArray[np.int16]]:
+        """Predict the test tokens with each, in one pass."""
+        return predict(self._test, self.standard, classifiers)
+
+    def _check_memory(self) -> None:
+        size, rows = self.features.size, self._source.block_rows
+        tiles = 3 * rows * size * 4
+        closed = self._settings.classifier in CLOSED
+        part = size if closed or size <= DENSE else self._source.neurons
+        matrices = 4 * part * part * 8 * -(-size // part)
+        needed, allowed = tiles + matrices, self._settings.max_bytes
+        if needed > allowed:
+            other = "classifier='logistic', " if closed and tiles + 4 * self._source.neurons * size * 8 <= allowed else ""
+            raise InputError(
+                f"{size} features need {needed / 2**30:.1f} GiB (their covariances and two blocks of tokens), at most "
+                f"{allowed / 2**30:.1f} GiB may be used: use {other}fewer layers, or the top_k neurons per tag"
+            )

@@ -1,0 +1,148 @@
+"""Rows × features, read tile by tile and never held whole: of a lake, or of an array in memory."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.analysis.probing.features import FeatureSet
+from neuronlake.analysis.probing.kernels import take_scaled
+from neuronlake.analysis.source import LakeSource
+
+_ARRAY_TILE_ROWS = 8192
+_ALONE_BYTES = 512 << 20  # tiles above 512 MiB are read one at a time
+
+
+class Matrix(Protocol):
+    """A tall matrix in tiles of whole rows."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, features)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+
+    @property
+    def tiles(self) -> Sequence[slice]:
+        """The rows of every tile."""
+
+    @property
+    def parts(self) -> Sequence[slice]:
+        """Neighbouring features that belong together, such as those of a layer; together all of them."""
+
+    def read(self, tile: int, out: NDArray[Any]) -> None:
+        """Read a tile into `out`, (its rows, features)."""
+
+    def scaled(self, centre: NDArray[np.float64], factor: NDArray[np.float64]) -> "Matrix":
+        """Return the matrix of (x − centre)·factor, computed as it is read; centre and factor (features,)."""
+
+
+class LakeMatrix:
+    """Some rows × some neurons of a lake, float32. A tile is what a block holds of them.
+
+    Not safe to read from several threads at once.
+    """
+
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def __init__(self, source: LakeSource, features: FeatureSet, rows: NDArray[np.bool_], *, site: str):
+        """`rows` says which of the lake's committed rows there are, in block order."""
+        self._source, self._features, self._site = source, features, site
+        self.rows = rows
+        size = features.size
+        self._centre, self._factor = np.zeros(size, dtype=np.float32), np.ones(size, dtype=np.float32)
+        by_block = rows.reshape(len(source.blocks), source.block_rows)
+        counts = by_block.sum(axis=1)
+        self._blocks = [
+            (block, np.flatnonzero(chosen))
+            for block, chosen, count in zip(source.blocks, by_block, counts, strict=True)
+            if count
+        ]
+        ends = np.cumsum([len(chosen) for _, chosen in self._blocks])
+        self.tiles = [slice(int(end) - len(chosen), int(end)) for end, (_, chosen) in zip(ends, self._blocks, strict=True)]
+        self.shape = (int(counts.sum()), size)
+        widths = [features.neurons_per_layer if chosen is None else len(chosen) for _, chosen in features.columns]
+        stops = np.cumsum(widths)
+        self.parts = [slice(int(stop - width), int(stop)) for stop, width in zip(stops, widths, strict=True)]
+        self._scratch: NDArray[np.float32] | None = None
+
+    def read(self, tile: int, out: NDArray[Any]) -> None:
+        """Read a tile into `out`, (its rows, features)."""
+        block, rows = self._blocks[tile]
+        for (layer, chosen), part in zip(self._features.columns, self.parts, strict=True):
+            if chosen is None:
+                if self._scratch is None:
+                    self._scratch = np.empty((self._source.block_rows, self._source.neurons), dtype=np.float32)
+                values = self._source.read_block(
+                    layer=layer, block=block, neurons=None, site=self._site, out=self._scratch
+                )
+            else:
+                values = self._source.read_block(layer=layer, block=block, neurons=chosen, site=self._site)
+            take_scaled(values, rows, self._centre[part], self._factor[part], out[:, part])
+
+    def scaled(self, centre: NDArray[np.float64], factor: NDArray[np.float64]) -> "LakeMatrix":
+        """Return the matrix of (x − centre)·factor, computed as it is read; centre and factor (features,)."""
+        other = LakeMatrix(self._source, self._features, self.rows, site=self._site)
+        other._centre, other._factor = centre.astype(np.float32), factor.astype(np.float32)
+        return other
+
+
+class ArrayMatrix:
+    """An array in memory, (n, D)."""
+
+    def __init__(self, values: NDArray[Any]):
+        self._values = values
+        self.shape = (values.shape[0], values.shape[1])
+        self.dtype = values.dtype
+        starts = range(0, max(1, len(values)), _ARRAY_TILE_ROWS)
+        self.tiles = [slice(first, min(first + _ARRAY_TILE_ROWS, len(values))) for first in starts]
+        self.parts = [slice(0, self.shape[1])]
+        self._centre = np.zeros(self.shape[1], dtype=values.dtype)
+        self._factor = np.ones(self.shape[1], dtype=values.dtype)
+
+    def read(self, tile: int, out: NDArray[Any]) -> None:
+        """Read a tile into `out`, (its rows, D)."""
+        rows = self.tiles[tile]
+        np.subtract(self._values[rows], self._centre, out=out)
+        out *= self._factor
+
+    def scaled(self, centre: NDArray[np.float64], factor: NDArray[np.float64]) -> "ArrayMatrix":
+        """Return the matrix of (x − centre)·factor, computed as it is read; centre and factor (D,)."""
+        other = ArrayMatrix(self._values)
+        other._centre, other._factor = centre.astype(self.dtype), factor.astype(self.dtype)
+        return other
+
+
+def stream(matrix: Matrix, order: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield the rows and values of every tile, in that order; the next one is read meanwhile.
+
+    The values hold until the next tile is asked for, and may be overwritten.
+    """
+    order = range(len(matrix.tiles)) if order is None else order
+    largest = max(tile.stop - tile.start for tile in matrix.tiles)
+    size = largest * matrix.shape[1]
+    ahead = len(order) > 1 and size * matrix.dtype.itemsize <= _ALONE_BYTES
+    buffers = [np.empty((largest, matrix.shape[1]), dtype=matrix.dtype) for _ in range(1 + ahead)]
+
+    def fetch(place: int) -> tuple[slice, NDArray[Any]]:
+        rows = matrix.tiles[order[place]]
+        values = buffers[place % len(buffers)][: rows.stop - rows.start]
+        matrix.read(int(order[place]), values)
+        return rows, values
+
+    if not ahead:
+        for place in range(len(order)):
+            yield fetch(place)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="neuronlake-tile") as pool:
+        coming = pool.submit(fetch, 0)
+        for place in range(len(order)):
+            rows, values = coming.result()
+            if place + 1 < len(order):
+                coming = pool.submit(fetch, place + 1)
+            yield rows, values

@@ -1,0 +1,131 @@
+"""Everything that decides a probe."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from neuronlake.analysis.probing.features import NeuronRef
+from neuronlake.analysis.probing.fitting import CLASSIFIERS, PENALTIES, FitSettings
+from neuronlake.analysis.probing.task import TaskSettings
+from neuronlake.analysis.rankers import get_ranker
+from neuronlake.analysis.source import DEFAULT_SITE
+from neuronlake.store.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """What is learned, from which neurons, by what, and what it is held against.
+
+    Raises
+    ------
+    InputError
+        When a setting is unknown, out of range, or contradicts another.
+    """
+
+    by: str = "upos"
+    """Label column, several joined by ``×``, or an SQL expression."""
+    tags: Sequence[str] | None = None
+    """Only tokens of these tags; None means all."""
+    tag: str | None = None
+    """Tell this tag from all others, instead of all tags from each other."""
+    where: str | None = None
+    """SQL predicate that the tokens fulfil: training tokens, and test tokens too unless there is `test_where`."""
+    test_where: str | None = None
+    """SQL predicate of the test tokens: to learn from one genre or language and test on another."""
+    subword: str = "last"
+    """Which tokens of a word count: ``last``, ``first`` or ``all``."""
+    shift: int = 0
+    """Read the label of the word so many words later."""
+    layer: int | Sequence[int] | str | None = None
+    """A layer, several, or ``"all"`` (also None): whose neurons are used, together, or chosen from."""
+    neurons: Sequence[NeuronRef] | None = None
+    """Exactly these, as names or (layer, neuron) pairs, instead of layers."""
+    top_k: int | None = None
+    """Use the best neurons of every tag, so many, chosen by `method` on training tokens only."""
+    k: int | None = None
+    """Use so many neurons in all, chosen one after the other on training tokens (`selection.select_forward`); of more than
+    4,096 neurons, from the 100 best of every tag by `method`, or from the `top_k` best."""
+    method: str = "auroc"
+    """Ranker that `top_k` neurons are chosen by."""
+    classifier: str = "logistic"
+    """``logistic`` (multinomial) or ``svm`` (squared hinge, one tag against the rest), streamed over the training tokens;
+    ``lda`` or ``ridge``, in closed form from covariances that the lake keeps."""
+    shrinkage: float = 0.01
+    """Of ``lda``: λ of its covariance, above 0 and at most 1."""
+    penalty: float | None = None
+    """Of the others: λ per token, positive; None means 0.001, for ``svm`` 1/64. scikit-learn's C is 1/(λ·tokens)."""
+    epochs: int = 2
+    """Of the streamed classifiers: passes in mini-batches."""
+    max_passes: int = 20
+    """Of the streamed classifiers: most full passes after that, by L-BFGS; 0 leaves it at the mini-batches."""
+    tolerance: float = 1e-4
+    """Relative decrease of the objective at which L-BFGS ends."""
+    split: str = "document"
+    """What is held out: ``document``, or ``sentence`` where there are too few documents."""
+    test_share: float = 0.2
+    """Share of them that is held out."""
+    seed: int = 0
+    """Of the split, of every random draw and of the mini-batches' order."""
+    control_draws: int = 2
+    """Control tasks fitted; 0 does without them and without shuffled labels."""
+    random_draws: int = 10
+    """Draws of random neurons."""
+    random_share: float = 0.1
+    """Of whole layers, the share of their neurons that a random draw has; of chosen neurons it has as many."""
+    bootstrap_draws: int = 1000
+    """Resamples of the test documents."""
+    keep: bool = True
+    """Use covariances kept in the lake, and keep them."""
+    max_bytes: int = 8 << 30  # 8 GiB
+    """Largest memory for matrices."""
+    site: str = DEFAULT_SITE
+    """Site of the activations."""
+
+    def __post_init__(self) -> None:
+        if self.classifier not in CLASSIFIERS:
+            raise InputError(f"unknown classifier {self.classifier!r}: known are {', '.join(CLASSIFIERS)}")
+        if not 0 < self.shrinkage <= 1:
+            raise InputError(f"shrinkage must be above 0 and at most 1, got {self.shrinkage}")
+        if self.penalty is not None and not self.penalty > 0:
+            raise InputError(f"penalty must be above 0, got {self.penalty}")
+        if self.neurons is not None and (self.layer is not None or self.top_k is not None):
+            raise InputError("neurons are given: layer and top_k would choose others; give only one of them")
+        if self.tag is not None and self.tags is not None:
+            raise InputError("tag tells one tag from all others, tags compares several: give only one of them")
+        if self.tags is not None and len(set(self.tags)) < 2:
+            raise InputError(f"tags needs two different tags or more, got {', '.join(self.tags) or 'none'}")
+        for name, least in (
+            ("top_k", 1), ("k", 1), ("epochs", 0), ("max_passes", 0), ("control_draws", 0), ("random_draws", 0),
+            ("bootstrap_draws", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.epochs == self.max_passes == 0:
+            raise InputError("epochs and max_passes are both 0: nothing would be fitted")
+        if not 0 < self.random_share <= 1:
+            raise InputError(f"random_share must be above 0 and at most 1, got {self.random_share}")
+        get_ranker(self.method)
+
+    @property
+    def layers(self) -> list[int] | None:
+        """The layers asked for; None means all."""
+        if self.layer is None or self.layer == "all":
+            return None
+        if isinstance(self.layer, str):
+            raise InputError(f"layer must be a number, several, or 'all', got {self.layer!r}")
+        return [self.layer] if isinstance(self.layer, int) else [int(one) for one in self.layer]
+
+    @property
+    def task(self) -> TaskSettings:
+        """Those that decide tokens, labels and documents."""
+        return TaskSettings(
+            **{field.name: getattr(self, field.name) for field in fields(TaskSettings) if field.name != "tags"},
+            tags=None if self.tags is None else tuple(self.tags),
+        )
+
+    @property
+    def fit(self) -> FitSettings:
+        """Those that decide how classifiers are fitted."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(FitSettings)}
+        return FitSettings(**values | {"penalty": self.penalty or PENALTIES.get(self.classifier, 0.0)})
