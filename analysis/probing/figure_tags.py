@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _MAX_TAGS = 120  # more columns than this cannot be told apart
 _NUMBERED = 20  # so many tags leave room for a number in every cell
 _UNKNOWN = "#E4E4E4"  # a cell without a value
+_BAR_INCHES = 0.2
 _TICKS = (0, 1, 5, 10, 25, 50, 75, 100)  # per cent
 
 
@@ -102,9 +103,7 @@ def confusion_figure(
                     axes.text(
                         column, row, text, size=6.5, ha="center", va="center", color="black" if share > 25 else "white"
                     )
-        bar = figure.colorbar(image, ax=axes, pad=0.02, ticks=_TICKS)
-        bar.outline.set_visible(False)
-        bar.set_label("% of the true tag's tokens (square-root scale)", fontsize=7.5)
+        _colour_bar(image, "% of the true tag's tokens (square-root scale)", ticks=_TICKS)
     return path
 
 
@@ -190,9 +189,7 @@ def tag_f1_heatmap(
                 )
             else:
                 axes.plot(column, row, "o", color=colour, markersize=3)
-        bar = figure.colorbar(image, ax=axes, pad=0.02)
-        bar.outline.set_visible(False)
-        bar.set_label("F1 on test documents", fontsize=7.5)
+        _colour_bar(image, "F1 on test documents")
     return path
 
 
@@ -204,6 +201,15 @@ def _cells(axes: "Axes", values: NDArray[np.float64], **scale: object) -> "AxesI
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return image
+
+
+def _colour_bar(image: "AxesImage", label: str, ticks: Sequence[float] | None = None) -> None:
+    figure = image.axes.get_figure(root=True)
+    assert figure is not None  # it was just drawn on
+    # as wide in a large picture as in a small one
+    bar = figure.colorbar(image, ax=image.axes, pad=0.02, ticks=ticks, aspect=figure.get_figheight() / _BAR_INCHES)
+    bar.outline.set_visible(False)
+    bar.set_label(label, fontsize=7.5)
 
 
 def _steep(names: Sequence[str], side: float) -> int:

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _WIDTH, _HEIGHT = 7.4, 3.9  # inches
-_MOST_TICKS, _MOST_POWERS = 40, 13
+_MOST_TICKS, _MOST_POWERS = 30, 13  # so many numbers fit below
 
 
 @dataclass(frozen=True, kw_only=True)
