@@ -121,17 +121,13 @@ CURVES = [
 
 
 @pytest.mark.parametrize(("kind", "x", "fixed"), CURVES)
-@pytest.mark.parametrize("what", ["probe", "control_task", "random_neurons", "shuffled_labels"])
-def test_lines_are_at_the_values_of_the_table(tmp_path: Path, kind: str, x: str, fixed: dict[str, Any], what: str) -> None:
+def test_lines_legend_and_best_point_are_of_the_table(tmp_path: Path, kind: str, x: str, fixed: dict[str, Any]) -> None:
     path = DRAW[kind](TABLE, tmp_path / "a.svg")
-    expected = values(TABLE, what, x, **fixed)
-    assert len(expected) > 3
-    np.testing.assert_allclose(drawn_values(path, what, FLAT), list(expected.values()), atol=1e-5)
-
-
-@pytest.mark.parametrize(("kind", "x", "fixed"), CURVES)
-def test_legend_and_best_point(tmp_path: Path, kind: str, x: str, fixed: dict[str, Any]) -> None:
-    shown = texts(DRAW[kind](TABLE, tmp_path / "a.svg"))
+    for what in ("probe", "control_task", "random_neurons", "shuffled_labels"):
+        expected = values(TABLE, what, x, **fixed)
+        assert len(expected) > 3
+        np.testing.assert_allclose(drawn_values(path, what, FLAT), list(expected.values()), atol=1e-5)
+    shown = texts(path)
     legend = ["probe", "control task: a random tag per word", "random neurons (mean of 3 draws)", "shuffled labels"]
     legend += ["most frequent tag per word: 0.861", "majority tag: 0.161"]
     assert [text for text in shown if text in legend] == legend
@@ -145,9 +141,8 @@ def test_legend_and_best_point(tmp_path: Path, kind: str, x: str, fixed: dict[st
 
 
 def test_an_arrow_table_is_the_same_table(tmp_path: Path) -> None:
-    for kind in ("layer", "f1"):
-        rows = DRAW[kind](TABLE, tmp_path / "a.svg").read_bytes()
-        assert DRAW[kind](pa.Table.from_pylist(TABLE), tmp_path / "b.svg").read_bytes() == rows
+    rows = accuracy_by_layer(TABLE, tmp_path / "a.svg").read_bytes()
+    assert accuracy_by_layer(pa.Table.from_pylist(TABLE), tmp_path / "b.svg").read_bytes() == rows
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [*((kind, "svg") for kind in DRAW), ("layer", "png"), ("selectivity", "pdf")])
