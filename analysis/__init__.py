@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from neuronlake.analysis.chosen_tokens import choose_tokens
     from neuronlake.analysis.correlation import coactivation
     from neuronlake.analysis.describe import describe_neuron
-    from neuronlake.analysis.probing.features import FeatureSet
     from neuronlake.analysis.figure_histogram import neuron_histogram
     from neuronlake.analysis.figure_volcano import volcano
     from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from neuronlake.analysis.neuron_columns import column_table, write_columns
     from neuronlake.analysis.neuron_neighbours import neighbours
     from neuronlake.analysis.permutation import permutation_test
+    from neuronlake.analysis.probing.features import FeatureSet
     from neuronlake.analysis.probing.probes import ProbeResult, probe
+    from neuronlake.analysis.probing.splits import Split, split_documents
     from neuronlake.analysis.queries import describe_lines, top_tokens
     from neuronlake.analysis.rankers import RANKERS, Ranker
     from neuronlake.analysis.ranking import rank, score
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from neuronlake.analysis.selective import SharedCategories, language_classes, lape
     from neuronlake.analysis.significance import benjamini_hochberg
     from neuronlake.analysis.source import LakeSource
-    from neuronlake.analysis.probing.splits import Split, split_documents
     from neuronlake.analysis.statistics import compute_several, compute_statistics
     from neuronlake.analysis.tag_building import TagListsBuilder, complete_tag_lists
     from neuronlake.analysis.textualization import textualize

@@ -152,10 +152,14 @@ class MemoryLake:
         """None of its encodings has any."""
 
     def read_block(
-        self, *, layer: int, block: int, neurons: Sequence[int] | None = None, site: str = "mlp.post"
+        self, *, layer: int, block: int, neurons: Sequence[int] | None = None, site: str = "mlp.post", out: Any = None
     ) -> NDArray[np.float32]:
         assert site == "mlp.post"
         values = self.stored(layer)[self._block(block)]
+        if out is not None:
+            assert neurons is None
+            out[:] = values
+            return out
         return np.ascontiguousarray(values if neurons is None else values[:, list(neurons)])
 
     def tokens(self, labels: Sequence[str] = (), blocks: Sequence[int] | None = None) -> pa.Table:

@@ -52,7 +52,9 @@ def baseline_predictions(
     tags = train.codes[learn][first]
     return {
         "majority": predict_majority(train.codes[learn], int(np.count_nonzero(ask))),
-        "most_frequent_tag_per_word": predict_by_word(word_forms(source, words), tags, word_forms(test_source, test.words[ask])),
+        "most_frequent_tag_per_word": predict_by_word(
+            word_forms(source, words), tags, word_forms(test_source, test.words[ask])
+        ),
     }
 
 

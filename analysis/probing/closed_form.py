@@ -84,9 +84,7 @@ def fit_ridge(
     system[np.diag_indices_from(system)] += penalty
     shares = sums.count / scatter.rows
     targets = (_class_means(scatter, sums) * scale * shares[:, None]).T
-    return LinearClassifier(
-        weights=_solve(system, targets, scatter, f"penalty={penalty}"), bias=shares, columns=columns
-    )
+    return LinearClassifier(weights=_solve(system, targets, scatter, f"penalty={penalty}"), bias=shares, columns=columns)
 
 
 def _used(
@@ -107,9 +105,7 @@ def _class_means(scatter: Scatter, sums: ClassSums) -> NDArray[np.float64]:
     return np.where(sums.count[:, None] > 0, means, 0.0)
 
 
-def _solve(
-    system: NDArray[np.float64], right: NDArray[np.float64], scatter: Scatter, setting: str
-) -> NDArray[np.float64]:
+def _solve(system: NDArray[np.float64], right: NDArray[np.float64], scatter: Scatter, setting: str) -> NDArray[np.float64]:
     from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
     try:

@@ -61,4 +61,3 @@ def control_labels(
 def shuffled_labels(codes: NDArray[np.int16], *, seed: int) -> NDArray[np.int16]:
     """Return the same labels in random order."""
     return np.random.default_rng(seed).permutation(codes)
-

@@ -17,6 +17,15 @@ def take_scaled(values: Any, rows: Any, centre: Any, factor: Any, out: Any) -> N
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def take_columns(values: Any, columns: Any, out: Any) -> None:
+    """Write ``values[:, columns]`` to `out`: NumPy takes three times as long, mostly for fresh memory."""
+    for i in range(values.shape[0]):
+        source, target = values[i], out[i]
+        for j in range(columns.shape[0]):
+            target[j] = source[columns[j]]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def add_moments(values: Any, centre: Any, total: Any, squares: Any) -> None:
     """Add Σ(x − centre) and Σ(x − centre)² of values (n, D) to two float64 (D,)."""
     for i in range(values.shape[0]):

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +77,7 @@ class LakeMatrix:
             if chosen is None:
                 if self._scratch is None:
                     self._scratch = np.empty((self._source.block_rows, self._source.neurons), dtype=np.float32)
-                values = self._source.read_block(
-                    layer=layer, block=block, neurons=None, site=self._site, out=self._scratch
-                )
+                values = self._source.read_block(layer=layer, block=block, neurons=None, site=self._site, out=self._scratch)
             else:
                 values = self._source.read_block(layer=layer, block=block, neurons=chosen, site=self._site)
             take_scaled(values, rows, self._centre[part], self._factor[part], out[:, part])

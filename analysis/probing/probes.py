@@ -59,7 +59,9 @@ def probe(
     """
     chosen = ProbeSettings(by=by, **settings)
     task = _task(source, chosen, test)
-    (found,) = _probe_set(source, task, chosen, scheduler, layers=chosen.layers, ks=None if chosen.k is None else (chosen.k,))
+    (found,) = _probe_set(
+        source, task, chosen, scheduler, layers=chosen.layers, ks=None if chosen.k is None else (chosen.k,)
+    )
     return found
 
 

@@ -54,9 +54,9 @@ class ProbeSettings:
     """Of ``lda``: λ of its covariance, above 0 and at most 1."""
     penalty: float | None = None
     """Of the others: λ per token, positive; None means 0.001, for ``svm`` 1/64. scikit-learn's C is 1/(λ·tokens)."""
-    epochs: int = 2
+    epochs: int = 4
     """Of the streamed classifiers: passes in mini-batches."""
-    max_passes: int = 20
+    max_passes: int = 10
     """Of the streamed classifiers: most full passes after that, by L-BFGS; 0 leaves it at the mini-batches."""
     tolerance: float = 1e-4
     """Relative decrease of the objective at which L-BFGS ends."""
@@ -66,7 +66,7 @@ class ProbeSettings:
     """Share of them that is held out."""
     seed: int = 0
     """Of the split, of every random draw and of the mini-batches' order."""
-    control_draws: int = 2
+    control_draws: int = 1
     """Control tasks fitted; 0 does without them and without shuffled labels."""
     random_draws: int = 10
     """Draws of random neurons."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.probing.kernels import hinge_residuals, logistic_residuals
+from neuronlake.analysis.probing.kernels import hinge_residuals, logistic_residuals, take_columns
 from neuronlake.analysis.probing.linear import LinearClassifier, Problem
 from neuronlake.analysis.probing.matrix import Matrix, stream
 from neuronlake.analysis.probing.survey import Survey
@@ -141,6 +141,7 @@ class _Group:
 
         self.members, self.columns, self.tags, self.loss, self.penalty = members, columns, tags, loss, penalty
         self.codes = np.stack([labellings[problems[place].labelling] for place in members], axis=1)
+        self._taken: NDArray[Any] = np.empty((0, 0))
         self.parts = _parts(survey, columns)
         self.roots = []
         for _, correlation in self.parts:
@@ -159,8 +160,14 @@ class _Group:
         return self.weights.size + self.bias.size
 
     def take(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the features used."""
-        return values if self.columns is None else values[:, self.columns]
+        """Return the features used, (n, features): values themselves, or a buffer that the next call overwrites."""
+        if self.columns is None:
+            return values
+        if len(self._taken) < len(values) or self._taken.dtype != values.dtype:
+            self._taken = np.empty((len(values), len(self.columns)), dtype=values.dtype)
+        out = self._taken[: len(values)]
+        take_columns(values, self.columns, out)
+        return out
 
     def whiten(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """Gradient in the coordinates V = Rᵀ·W in which the bound is the identity: R⁻¹·gradient."""
@@ -185,9 +192,7 @@ class _Group:
         """Inverse of the bound, part by part."""
         from scipy.linalg import cho_solve
 
-        return [
-            (part, cho_solve((root, True), np.eye(len(root))).astype(dtype)) for (part, _), root in self._each()
-        ]
+        return [(part, cho_solve((root, True), np.eye(len(root))).astype(dtype)) for (part, _), root in self._each()]
 
     def classifiers(self) -> dict[int, LinearClassifier]:
         """Return the classifier of every member."""
@@ -266,9 +271,7 @@ class _Momentum:
         self.bias -= kind(rate * (1 - _MOMENTUM)) * self._bias_speed
 
 
-def _full_passes(
-    matrix: Matrix, groups: Sequence[_Group], *, max_passes: int, tolerance: float
-) -> tuple[float, int, bool]:
+def _full_passes(matrix: Matrix, groups: Sequence[_Group], *, max_passes: int, tolerance: float) -> tuple[float, int, bool]:
     from scipy.optimize import minimize
 
     passes = 0
@@ -292,11 +295,7 @@ def _full_passes(
         return objective, np.concatenate(pieces)
 
     start = np.concatenate(
-        [
-            piece
-            for group in groups
-            for piece in (group.coordinates().ravel(), group.bias * np.sqrt(group.loss.curvature))
-        ]
+        [piece for group in groups for piece in (group.coordinates().ravel(), group.bias * np.sqrt(group.loss.curvature))]
     )
     found = minimize(
         evaluate,

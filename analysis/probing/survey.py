@@ -82,9 +82,7 @@ def _spread(
     largest = 1.0
     for _ in range(_POWER_STEPS):
         image = (values.T @ (values @ direction.astype(values.dtype))).astype(np.float64) / len(values)
-        direction = np.concatenate(
-            [cho_solve(factor, image[part]) for factor, part in zip(factors, parts, strict=True)]
-        )
+        direction = np.concatenate([cho_solve(factor, image[part]) for factor, part in zip(factors, parts, strict=True)])
         largest = float(np.linalg.norm(direction))
         direction /= largest
     return max(1.0, largest)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,9 +126,7 @@ def prepare(source: LakeSource, settings: TaskSettings, test_source: LakeSource 
 
 
 def _labelled(source: LakeSource, settings: TaskSettings, where: str | None) -> LabelVector:
-    labels = token_labels(
-        source, settings.by, where=where, subword=settings.subword, shift=settings.shift, min_tokens=1
-    )
+    labels = token_labels(source, settings.by, where=where, subword=settings.subword, shift=settings.shift, min_tokens=1)
     if settings.tag is not None:
         _check_tags(labels, [settings.tag])
         if len(labels.tags) < 2:
@@ -148,4 +145,3 @@ def _check_tags(labels: LabelVector, tags: Sequence[str]) -> None:
         if tag not in labels.tags:
             known = ", ".join(labels.tags[:40])
             raise InputError(f"no token is labelled {tag!r} by {labels.by!r}: there are {known}")
-

@@ -41,10 +41,7 @@ def beside_random(
     generator = np.random.default_rng(seed)
     layers, width = chosen.layers, source.neurons
     own = np.concatenate(
-        [
-            layer * width + (np.arange(width) if neurons is None else neurons)
-            for layer, neurons in chosen.columns
-        ]
+        [layer * width + (np.arange(width) if neurons is None else neurons) for layer, neurons in chosen.columns]
     )
     every = np.concatenate([layer * width + np.arange(width) for layer in layers])
     drawn = []
@@ -67,7 +64,8 @@ def beside_random(
     union = np.unique(np.concatenate([own, *drawn]))
     features = FeatureSet(
         columns=tuple(
-            (layer, (union[union // width == layer] % width).astype(np.int64)) for layer in np.unique(union // width).tolist()
+            (layer, (union[union // width == layer] % width).astype(np.int64))
+            for layer in np.unique(union // width).tolist()
         ),
         neurons_per_layer=width,
     )
