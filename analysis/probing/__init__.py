@@ -1,0 +1,1 @@
+"""Probing methods as scikit-learn estimators."""
