@@ -30,3 +30,8 @@ def classes_and_codes(y: NDArray[Any], *, binary: bool = False) -> tuple[NDArray
             "leave those rows out"
         )
     return classes, codes.astype(np.int64)
+
+
+def balanced_accuracy(codes: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    """Mean recall of classes 0 and 1, both of which occur."""
+    return float(np.mean([np.mean(predicted[codes == code] == code) for code in (0, 1)]))
