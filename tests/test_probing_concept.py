@@ -100,7 +100,7 @@ def test_the_region_is_a_support_vector_machine_of_a_balanced_sample(gamma):
     probe = CARProbe(per_side=100, gamma=gamma, random_state=3).fit(X, concept)
     assert np.bincount(concept[probe.sample_].astype(int)).tolist() == [100, 100]
     assert len(np.unique(probe.sample_)) == 200
-    reference = SVC(gamma=gamma).fit(X[probe.sample_], concept[probe.sample_])
+    reference = SVC(gamma=gamma, C=10.0).fit(X[probe.sample_], concept[probe.sample_])
     np.testing.assert_allclose(probe.decision_function(X), reference.decision_function(X), atol=1e-9)
     assert (probe.predict(X) == reference.predict(X)).all()
     assert (CARProbe(per_side=100, random_state=4).fit(X, concept).sample_ != probe.sample_).any()

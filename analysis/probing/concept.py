@@ -148,7 +148,8 @@ class CARProbe(_BinaryProbe):
         ``held_out``, the best of 1/16, 1/4, 1 and 4 times that by balanced accuracy on a quarter of the sample, which does
         not take part in these fits.
     C
-        Penalty of rows on the wrong side.
+        Penalty of rows on the wrong side. scikit-learn's default of 1 is too smooth for thousands of neurons: on parts of
+        speech in three layers of SmolLM2-135M it costs up to 7 points of balanced accuracy.
     random_state
         Of the sample and the held-out quarter.
 
@@ -170,7 +171,7 @@ class CARProbe(_BinaryProbe):
         A ValueError. When there are not two classes of two rows or more, or a setting is wrong.
     """
 
-    def __init__(self, *, per_side: int = 1000, gamma: float | str = "scale", C: float = 1.0, random_state: Any = 0):
+    def __init__(self, *, per_side: int = 1000, gamma: float | str = "scale", C: float = 10.0, random_state: Any = 0):
         self.per_side = per_side
         self.gamma = gamma
         self.C = C

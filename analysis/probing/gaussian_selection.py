@@ -30,9 +30,9 @@ class ClassGaussians:
 
 
 def selection_bytes(rows: int, classes: int, dimensions: int, k: int, itemsize: int) -> int:
-    """Memory of `select_dimensions`, the rows it is given included."""
+    """Memory of `select_dimensions`, its arguments and covariances in the units of the features included."""
     per_row = (dimensions + classes * (k + 1)) * itemsize + classes * 8
-    return rows * per_row + classes * dimensions * (dimensions + 2 * k) * 8
+    return rows * per_row + classes * dimensions * (2 * dimensions + 2 * k) * 8
 
 
 def select_dimensions(
