@@ -233,3 +233,12 @@ def test_the_package_alone_loads_no_scikit_learn():
     code = "import sys, neuronlake.analysis, neuronlake.analysis.probing; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_without_selection_every_feature_is_used():
+    rng = np.random.default_rng(5)
+    y = rng.integers(3, size=400)
+    x = rng.normal(size=(400, 6)) + y[:, None] * rng.normal(size=6)
+    whole, chosen = GaussianProbe(select=False).fit(x, y), GaussianProbe(6).fit(x, y)
+    assert whole.selected_.tolist() == list(range(6))
+    np.testing.assert_allclose(whole.predict_log_proba(x), chosen.predict_log_proba(x), rtol=1e-8, atol=1e-10)

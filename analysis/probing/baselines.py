@@ -53,9 +53,7 @@ def baseline_predictions(
     known, asked = word_forms(source, words), word_forms(test_source, test.words[ask])
     return {
         "majority": predict_majority(train.codes[learn], int(np.count_nonzero(ask))),
-        "most_frequent_tag_per_word": predict_by_word(
-            word_forms(source, words), tags, word_forms(test_source, test.words[ask])
-        ),
+        "most_frequent_tag_per_word": predict_by_word(known, tags, asked),
     }
 
 

@@ -22,7 +22,7 @@ from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 
 CLOSED = ("lda", "ridge")
-CLASSIFIERS = (*CLOSED, *LOSSES)
+LINEAR = (*CLOSED, *LOSSES)
 PENALTIES = {"ridge": 1e-3, "logistic": 1e-3, "svm": 1 / 64}
 """λ by default: the best of 1e-4 … 1e-1 in steps of half a decade, or within 0.1 points of it, on layers of SmolLM2."""
 
@@ -44,9 +44,9 @@ class FitSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return those that the classifier uses."""
-        used = {"lda": ("shrinkage",), "ridge": ("penalty",)}.get(
-            self.classifier, ("penalty", "epochs", "max_passes", "tolerance")
-        )
+        used: tuple[str, ...] = {"lda": ("shrinkage",), "ridge": ("penalty",)}.get(self.classifier, ())
+        if self.classifier in LOSSES:
+            used = ("penalty", "epochs", "max_passes", "tolerance")
         return {"classifier": self.classifier, **{name: getattr(self, name) for name in used}}
 
 

@@ -64,6 +64,9 @@ class GaussianProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         copy of the rows and, per row, class and chosen dimension, one number in the precision of X.
     random_state
         Of those rows.
+    select
+        False uses every usable feature in the order given, without looking for the best: `k` and `information_` mean
+        nothing then.
 
     Attributes
     ----------
@@ -105,8 +108,10 @@ class GaussianProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         selection_rows: int = 20_000,
         max_bytes: int = 2 << 30,
         random_state: Any = 0,
+        select: bool = True,
     ):
         self.k = k
+        self.select = select
         self.estimate = estimate
         self.prior_mean_strength = prior_mean_strength
         self.prior_scale = prior_scale
@@ -131,6 +136,8 @@ class GaussianProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         k = self._check(X)
         counts = np.bincount(codes)
         self.class_prior_ = counts / len(y)
+        if not self.select:
+            return self._fit_all(X, codes, centre, scale)
         rows = self._rows_to_select_on(len(y))
         values = np.empty((len(rows), len(self.usable_)), dtype=X.dtype)
         for first, some in _chunks(X, rows, self.usable_):
@@ -148,6 +155,16 @@ class GaussianProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.entropy_ = _entropy(codes[rows])
         self.information_ = self.entropy_ + likelihood / np.log(2)
         self.normalized_information_ = self.information_ / self.entropy_ if self.entropy_ else np.zeros(len(order))
+        self._to_units_of(X, means, covariances, centre, scale)
+        return self
+
+    def _fit_all(self, X: NDArray[Any], codes: NDArray[Any], centre: NDArray[Any], scale: NDArray[Any]) -> Self:
+        """Use every usable feature, in the order in which they are given."""
+        means, covariances = self._posterior(X, codes, centre, scale)
+        self.selected_ = self.usable_
+        self.selection_rows_ = np.empty(0, dtype=np.int64)
+        self.entropy_ = _entropy(codes)
+        self.information_ = self.normalized_information_ = np.empty(0)
         self._to_units_of(X, means, covariances, centre, scale)
         return self
 
