@@ -179,8 +179,8 @@ def _probe_set(
     pool = _pool(source, task, settings, scheduler, layers, sparse=ks is not None)
     if settings.classifier == "gaussian" and ks is None and pool.size > MOST_FEATURES:
         raise InputError(
-            f"a Gaussian probe of {pool.size} neurons has {pool.size * (pool.size + 1) // 2} covariances per tag: give k, how "
-            "many are chosen, or fewer neurons"
+            f"a Gaussian probe of {pool.size} neurons has {pool.size * (pool.size + 1) // 2} covariances per tag: give k, "
+            "how many are chosen, or fewer neurons"
         )
     if ks is not None and max(ks) > pool.size:
         raise InputError(f"k={max(ks)} neurons cannot be chosen from {pool.size}: choose fewer")
@@ -193,8 +193,8 @@ def _probe_set(
         size=max(ks or (0,)),
         seed=settings.seed,
     )
-    kind = SampledFitting if settings.classifier in SAMPLED else Fitting
-    fitting: Any = kind(source, task, columns.features, settings.fit)
+    how_fitted = SampledFitting if settings.classifier in SAMPLED else Fitting
+    fitting: Any = how_fitted(source, task, columns.features, settings.fit)
     constant = fitting.constant(columns.chosen)
     sets = [(columns.chosen, columns.draws)] if ks is None else _chosen_sets(fitting, columns, ks)
     problems, owners = [], []
