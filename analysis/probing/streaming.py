@@ -304,7 +304,13 @@ def _full_passes(matrix: Matrix, groups: Sequence[_Group], *, max_passes: int, t
         start,
         jac=True,
         method="L-BFGS-B",
-        options={"maxcor": _CORRECTIONS, "maxfun": max_passes, "maxiter": max_passes, "ftol": max(tolerance, least), "gtol": 1e-10},
+        options={
+            "maxcor": _CORRECTIONS,
+            "maxfun": max_passes,
+            "maxiter": max_passes,
+            "ftol": max(tolerance, least),
+            "gtol": 1e-10,
+        },
     )
     unpack(found.x)
     return float(found.fun), passes, bool(found.success)
