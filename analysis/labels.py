@@ -112,9 +112,10 @@ class LabelVector:
         counts = self.counts
         kept = tuple(tag for tag, count in zip(self.tags, counts, strict=True) if count >= minimum)
         if not self.tokens and self.shift:
+            where = "later" if self.shift > 0 else "earlier"
             raise InputError(
-                f"no word has one labelled {self.by!r} {abs(self.shift)} words {'later' if self.shift > 0 else 'earlier'} in "
-                f"its sentence ({_settings(self)}): choose a smaller shift"
+                f"no word has one labelled {self.by!r} {abs(self.shift)} words {where} in its sentence ({_settings(self)}): "
+                "choose a smaller shift"
             )
         if not kept:
             raise InputError(

@@ -111,7 +111,7 @@ def test_damaged_covariances_are_found_and_gathered_again(tmp_path):
     assert not verify(lake.path, full=True).damage
 
 
-def test_covariances_serve_other_seeds_labels_and_settings(tmp_path, monkeypatch):
+def test_covariances_serve_other_seeds_labels_and_settings(tmp_path):
     synthetic_lake(tmp_path / "a.lake", tokens=600)
     lake = open_lake(tmp_path / "a.lake")
     for settings in ({}, {"seed": 3}, {"shrinkage": 0.5}, {"by": "substr(upos, 1, 1)"}, {"classifier": "ridge"}):
