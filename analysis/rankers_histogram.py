@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from neuronlake.analysis.contrast import as_array, counts
-from neuronlake.analysis.rankers_moments import chi_squared_of
 from neuronlake.analysis.rankers_scores import scores
+from neuronlake.analysis.tails import count_p
 
 _DIMS = ("tag", "layer", "neuron")
 
@@ -65,13 +65,14 @@ def mutual_information(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def chi_squared(dataset: xr.Dataset) -> xr.Dataset:
-    """χ² of the table (hit or not) × (tag or rest) with its p; the score is Cramér's V = √(χ²/tokens).
+    """χ² of the table (hit or not) × (tag or rest), with the p of Fisher's exact test; the score is Cramér's V.
 
-    Pearson (1900), Phil. Mag. 50, 157–175, without Yates' correction; Cramér (1946), Mathematical Methods of Statistics.
-    Where no token is a hit, or every one, χ² = 0 and p = 1. ``cramers_v`` is the score.
+    V = √(χ²/tokens): Cramér (1946), Mathematical Methods of Statistics. χ² is without Yates' correction: Pearson (1900),
+    Phil. Mag. 50, 157–175. Of a rare tag's tokens few would be hits by chance, and the χ² distribution then gives far too
+    small a p; so p is `tails.count_p`. Where no token is a hit, or every one, χ² = 0 and p = 1. ``cramers_v`` is the score.
     """
     hits, count, hits_rest, rest = _hits(dataset)
-    squared = chi_squared_of(hits, count, hits_rest, rest)
+    squared = _chi_squared(hits, count, hits_rest, rest)
     strength = np.sqrt(squared / (count + rest))
     found = scores(
         dataset,
@@ -79,9 +80,22 @@ def chi_squared(dataset: xr.Dataset) -> xr.Dataset:
         squared,
         score=strength,
         direction=hits / count - hits_rest / rest,
-        p=special.chdtrc(1, squared),
+        p=count_p(hits, count, hits_rest, rest),
     )
     return found.assign(cramers_v=(_DIMS, strength))
+
+
+def _chi_squared(
+    hits: NDArray[np.float64], count: NDArray[np.float64], hits_rest: NDArray[np.float64], count_rest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """χ² of a 2×2 table without correction; 0 where a margin is empty (all tokens are hits, or none)."""
+    misses, misses_rest = count - hits, count_rest - hits_rest
+    total, total_misses = hits + hits_rest, misses + misses_rest
+    cross = hits * misses_rest - misses * hits_rest
+    # quotients one by one: the product of four margins could overflow
+    margins = np.where((total > 0) & (total_misses > 0), total * total_misses, 1.0)
+    squared: NDArray[np.float64] = cross / margins * (cross / (count * count_rest)) * (count + count_rest)
+    return squared
 
 
 def _hits(
