@@ -208,7 +208,7 @@ _RANKERS = (
         formula="Σ_{b,c} p(b,c)·log₂(p(b,c)/(p(b)·p(c))) over histogram bins b and c in {tag, rest}",
         source="Cover & Thomas 2006, Elements of Information Theory; Woolf 1957, Ann. Hum. Genet. 21, 397–409 (test)",
         needs=("count", "mutual_information", "bins", "auroc"),
-        test="G-test, χ² with bins − 1 degrees of freedom",
+        test="G-test, a gamma law that allows for bins of few tokens",
         compute=from_histograms.mutual_information,
     ),
     *(

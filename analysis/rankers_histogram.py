@@ -10,7 +10,7 @@ from scipy import special
 
 from neuronlake.analysis.contrast import as_array, counts
 from neuronlake.analysis.rankers_scores import scores
-from neuronlake.analysis.tails import count_p
+from neuronlake.analysis.tails import count_p, g_p
 
 _DIMS = ("tag", "layer", "neuron")
 
@@ -53,14 +53,14 @@ def iou(dataset: xr.Dataset) -> xr.Dataset:
 def mutual_information(dataset: xr.Dataset) -> xr.Dataset:
     """Mutual information of having the tag and the activation's histogram bin, in bits, with the p of the G-test.
 
-    G = 2·N·MI·ln 2 over all N tokens, χ² with (occupied bins − 1) degrees of freedom: Woolf (1957), Ann. Hum. Genet. 21,
-    397–409. With few tokens per bin p is too small. The sign is that of AUROC − ½: the dependence itself has none.
+    G = 2·N·MI·ln 2 over all N tokens: Woolf (1957), Ann. Hum. Genet. 21, 397–409. Most bins of a rare tag expect about one
+    token, for which χ² with (occupied bins − 1) degrees of freedom gives too small a p; p is `tails.g_p`. The sign is that
+    of AUROC − ½: the dependence itself has none.
     """
     bits = as_array(dataset, "mutual_information")
     count, rest = counts(dataset)
-    freedom = dataset["bins"].transpose(*_DIMS[1:]).to_numpy() - 1.0
-    g = 2 * np.log(2) * (count + rest) * bits
-    p = special.chdtrc(np.maximum(freedom, 1), g)  # a neuron with one bin has G = 0 and p = 1
+    bins = dataset["bins"].transpose(*_DIMS[1:]).to_numpy().astype(np.float64)
+    p = g_p(2 * np.log(2) * (count + rest) * bits, bins, count, rest)
     return scores(dataset, "mutual_information", bits, direction=as_array(dataset, "auroc") - 0.5, p=p)
 
 

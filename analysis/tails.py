@@ -3,7 +3,8 @@
 Where a tag says nothing about a neuron, its P tokens are a random choice among all labelled ones, without replacement: a
 finite population whose moments and extremes are known, not estimated. t and F tests take its mean for normal, χ² its counts;
 both are wrong for a few dozen tokens of a heavy-tailed neuron, just where p must be small to survive a correction over a
-million tests. What is used instead errs on the safe side: a Chernoff bound for means, hypergeometric sums for counts.
+million tests. What is used instead errs on the safe side: a Chernoff bound for means, hypergeometric sums for counts, and
+for G a law with the largest mean and variance that sparse cells can have.
 """
 
 import math
@@ -14,6 +15,7 @@ import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy import special
 
 from neuronlake.analysis.contrast import as_array, counts
 
@@ -165,6 +167,36 @@ def count_p(hits: _Floats, count: _Floats, hits_rest: _Floats, count_rest: _Floa
     parts = np.broadcast_arrays(hits, count, hits_rest, count_rest)
     flat = [np.ascontiguousarray(part.ravel(), dtype=np.float64) for part in parts]
     return np.asarray(_count_p(*flat).reshape(parts[0].shape))
+
+
+def g_p(g: _Floats, bins: _Floats, count: _Floats, count_rest: _Floats) -> _Floats:
+    """p of the G-test of a 2 × bins table, whatever the numbers of tokens that its cells expect.
+
+    χ² with bins − 1 degrees of freedom is the law of G where all cells expect many tokens. Of t tokens in a bin a random
+    share π is the tag's, and what the bin adds to G then has mean 1 and variance 2; with t·π near 1 or 4 it has up to 1.16
+    and 2.41 for rare tags, 1.39 and 2.91 for π = ½: the largest over all t are below 1.17 + π/2 and 2.42 + 1.1·π. So G is
+    compared with the gamma distribution of that mean (less 1, for the margin) and variance, whose third cumulant is no
+    smaller either. That is an approximation, made on the safe side: bins that expect a hundredth of a token add less.
+
+    Parameters
+    ----------
+    g, bins, count, count_rest
+        Broadcast to one shape; `bins` are occupied ones.
+    """
+    share = np.minimum(count, count_rest) / (count + count_rest)
+    mean, variance = g_mean_bound(share) * bins - 1, g_variance_bound(share) * bins
+    p: _Floats = special.gammaincc(mean**2 / variance, g * mean / variance)
+    return p
+
+
+def g_mean_bound(share: _Floats) -> _Floats:
+    """Largest mean of what a bin adds to G, `share` of whose tokens are the tag's by chance, up to ½."""
+    return 1.17 + 0.5 * share
+
+
+def g_variance_bound(share: _Floats) -> _Floats:
+    """Likewise its variance."""
+    return 2.42 + 1.1 * share
 
 
 @_njit  # type: ignore[untyped-decorator]

@@ -4,13 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronlake.analysis import score
-from neuronlake.analysis.tails import absolute_population, count_p, mean_p, population
+from neuronlake.analysis.tails import absolute_population, count_p, g_mean_bound, g_p, g_variance_bound, mean_p, population
 
 DIMS = ("tag", "layer", "neuron")
 MOMENTS = ["mean", "variance", "mean_absolute", "third_moment", "fourth_moment", "minimum", "maximum"]
@@ -95,6 +96,41 @@ def test_counts_against_scipy(hits, count, hits_rest, count_rest):
     p = count_p(*(np.array([[float(x)]]) for x in (hits, count, hits_rest, count_rest)))
     law = scipy.stats.hypergeom(count + count_rest, hits + hits_rest, count)
     assert p[0, 0] == pytest.approx(min(1, 2 * min(law.cdf(hits), law.sf(hits - 1))), rel=1e-8, abs=1e-300)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.05, 0.17, 0.25, 0.33, 0.42, 0.5])
+def test_no_bin_adds_more_to_g_than_its_law_allows(share):
+    """Mean, variance and third cumulant of a bin's part of G, by summing the binomial law for any number of tokens."""
+    mean, variance = g_mean_bound(share), g_variance_bound(share)
+    for tokens in np.unique(np.geomspace(1, 100 / share, 80).astype(int)):
+        mine = np.arange(min(tokens, int(tokens * share + 15 * np.sqrt(tokens * share) + 30)) + 1)
+        weight = scipy.stats.binom.pmf(mine, tokens, share)
+        rest = tokens - mine
+        g = 2 * (
+            scipy.special.xlogy(mine, mine / (tokens * share)) + scipy.special.xlogy(rest, rest / (tokens * (1 - share)))
+        )
+        assert np.sum(weight * g) <= mean
+        assert np.sum(weight * (g - np.sum(weight * g)) ** 2) <= variance
+        assert np.sum(weight * (g - np.sum(weight * g)) ** 3) <= 2 * variance**2 / mean
+
+
+def test_g_of_sparse_tables_against_random_ones():
+    """Tables of the worst kind, bins that expect 1.3 of the tag's tokens: χ² rejects too often, the law in use does not."""
+    rng = np.random.default_rng(0)
+    bins, tokens, rest = 150, 195, 20_000
+    column = np.full(bins, (tokens + rest) // bins + 1)
+    column[: column.sum() - tokens - rest] -= 1
+    mine = rng.multivariate_hypergeometric(column, tokens, size=40_000, method="marginals")
+    expected = column * tokens / column.sum()
+    g = 2 * (
+        scipy.special.xlogy(mine, mine / expected)
+        + scipy.special.xlogy(column - mine, (column - mine) / (column - expected))
+    )
+    g = g.sum(axis=1)
+    p = g_p(g, *(np.array(float(x)) for x in (bins, tokens, rest)))
+    for level in (0.05, 0.01, 1e-3):
+        assert np.mean(scipy.stats.chi2.sf(g, bins - 1) <= level) > 3 * level
+        assert np.mean(p <= level) <= level
 
 
 def test_constant_neurons_have_p_of_one():
