@@ -70,9 +70,10 @@ class LakeSource(Protocol):
         block: int,
         neurons: Sequence[int] | NDArray[Any] | None,
         site: str,
+        rows: NDArray[np.int64] | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Return float32 (block rows, neurons), rows in order; of whole layers in `out`, where that is given."""
+        """Return float32 (block rows, neurons), rows in order; of whole layers some of the rows, in `out`, if given."""
 
     def tokens(self, labels: Sequence[str] = (), blocks: Sequence[int] | None = None) -> Any:
         """Return the token table (pyarrow) of the committed blocks, one line per row, padding included."""

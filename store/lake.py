@@ -219,11 +219,13 @@ class Lake:
         block: int,
         neurons: Sequence[int] | NDArray[Any] | None = None,
         site: str = layout.DEFAULT_SITE,
+        rows: NDArray[np.int64] | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Read one committed block of a layer: float32 (block rows, neurons), padding rows are zero.
 
-        `out`, if given, is overwritten and returned (only for whole layers, `neurons` None).
+        Of whole layers (`neurons` None): `rows` of the block, if given, and no others; `out`, if given, is overwritten and
+        returned.
         """
         self._check(site, layer)
         self._check_block(block)
@@ -231,9 +233,9 @@ class Lake:
             first = block * self.block_rows
             return self.read(site=site, layer=layer, rows=slice(first, first + self.block_rows), neurons=neurons)
         if out is None:
-            out = np.empty((self.block_rows, self.neurons), dtype=np.float32)
+            out = np.empty((self.block_rows if rows is None else len(rows), self.neurons), dtype=np.float32)
         with self.reader.shard(site, layer, block) as shard:
-            shard.unpack(range(self.reader.chunks), out)
+            shard.unpack(range(self.reader.chunks), out, rows=rows)
         return out
 
     def read_codes(

@@ -164,12 +164,24 @@ class Shard:
         else:
             self.codes(chunk, out)
 
-    def unpack(self, chunks: range, out: NDArray[np.float32], *, first_neuron: int = 0) -> None:
-        """Decode neighbouring inner chunks to float32: neuron n goes to column ``n − first_neuron`` of `out`."""
+    def unpack(
+        self,
+        chunks: range,
+        out: NDArray[np.float32],
+        *,
+        first_neuron: int = 0,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Decode neighbouring inner chunks to float32: neuron n goes to column ``n − first_neuron`` of `out`.
+
+        With `rows`, only these, in that order.
+        """
         width, neurons = self._reader.chunk_shape[1], self._reader.neurons
         for chunk in chunks:
             column, count = chunk * width - first_neuron, min(width, neurons - chunk * width)
             codes = self._decompressed(chunk)
+            if rows is not None:
+                codes = codes[rows]
             if self._reader.encoding.quantised:
                 unpack_codes(codes, self._scales(chunk), count, out, column)
             else:

@@ -152,13 +152,20 @@ class MemoryLake:
         """None of its encodings has any."""
 
     def read_block(
-        self, *, layer: int, block: int, neurons: Sequence[int] | None = None, site: str = "mlp.post", out: Any = None
+        self,
+        *,
+        layer: int,
+        block: int,
+        neurons: Sequence[int] | None = None,
+        site: str = "mlp.post",
+        rows: Any = None,
+        out: Any = None,
     ) -> NDArray[np.float32]:
         assert site == "mlp.post"
         values = self.stored(layer)[self._block(block)]
         if out is not None:
             assert neurons is None
-            out[:] = values
+            out[:] = values if rows is None else values[rows]
             return out
         return np.ascontiguousarray(values if neurons is None else values[:, list(neurons)])
 

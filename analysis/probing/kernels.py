@@ -8,21 +8,30 @@ import numpy as np
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def take_scaled(values: Any, rows: Any, centre: Any, factor: Any, out: Any) -> None:
-    """Write ``(values[rows] − centre)·factor`` to `out`: values (r, D), rows int64 (n,), centre and factor (D,)."""
-    for i in range(rows.shape[0]):
-        source, target = values[rows[i]], out[i]
-        for j in range(target.shape[0]):
-            target[j] = (source[j] - centre[j]) * factor[j]
-
-
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def take_columns(values: Any, columns: Any, out: Any) -> None:
     """Write ``values[:, columns]`` to `out`: NumPy takes three times as long, mostly for fresh memory."""
     for i in range(values.shape[0]):
         source, target = values[i], out[i]
         for j in range(columns.shape[0]):
             target[j] = source[columns[j]]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def scale(values: Any, centre: Any, factor: Any) -> None:
+    """Replace values (n, D) by ``(values − centre)·factor``; centre and factor (D,)."""
+    for i in range(values.shape[0]):
+        row = values[i]
+        for j in range(row.shape[0]):
+            row[j] = (row[j] - centre[j]) * factor[j]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def add_class_sums(values: Any, codes: Any, total: Any) -> None:
+    """Add every row of values (n, D) to the line of float64 total (tags, D) that its code int16 (n,) names."""
+    for i in range(values.shape[0]):
+        row, line = values[i], total[codes[i]]
+        for j in range(row.shape[0]):
+            line[j] += row[j]
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

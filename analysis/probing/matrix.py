@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.probing.features import FeatureSet
-from neuronlake.analysis.probing.kernels import take_scaled
+from neuronlake.analysis.probing.kernels import scale
 from neuronlake.analysis.source import LakeSource
 
 _ARRAY_TILE_ROWS = 8192
@@ -68,19 +68,16 @@ class LakeMatrix:
         widths = [features.neurons_per_layer if chosen is None else len(chosen) for _, chosen in features.columns]
         stops = np.cumsum(widths)
         self.parts = [slice(int(stop - width), int(stop)) for stop, width in zip(stops, widths, strict=True)]
-        self._scratch: NDArray[np.float32] | None = None
 
     def read(self, tile: int, out: NDArray[Any]) -> None:
         """Read a tile into `out`, (its rows, features)."""
         block, rows = self._blocks[tile]
         for (layer, chosen), part in zip(self._features.columns, self.parts, strict=True):
             if chosen is None:
-                if self._scratch is None:
-                    self._scratch = np.empty((self._source.block_rows, self._source.neurons), dtype=np.float32)
-                values = self._source.read_block(layer=layer, block=block, neurons=None, site=self._site, out=self._scratch)
+                self._source.read_block(layer=layer, block=block, neurons=None, site=self._site, rows=rows, out=out[:, part])
             else:
-                values = self._source.read_block(layer=layer, block=block, neurons=chosen, site=self._site)
-            take_scaled(values, rows, self._centre[part], self._factor[part], out[:, part])
+                out[:, part] = self._source.read_block(layer=layer, block=block, neurons=chosen, site=self._site)[rows]
+        scale(out, self._centre, self._factor)
 
     def scaled(self, centre: NDArray[np.float64], factor: NDArray[np.float64]) -> "LakeMatrix":
         """Return the matrix of (x − centre)·factor, computed as it is read; centre and factor (features,)."""

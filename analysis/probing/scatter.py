@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.analysis.probing.kernels import add_class_sums
 from neuronlake.analysis.probing.matrix import Matrix, stream
 
 # Below, rows·D² products are made in float64 however the values come: it takes less than a second. Above, float32 values
@@ -85,20 +86,14 @@ def gather_sums(
     matrix: Matrix, centre: NDArray[np.float64], labellings: Sequence[NDArray[np.int16]], tags: int
 ) -> list[ClassSums]:
     """Gather the class sums of several labellings (each int16 (rows,), 0 … tags − 1) in one pass, about `centre` (D,)."""
-    rows, size = matrix.shape
-    dtype = np.float64 if rows * size * tags * len(labellings) <= _EXACT_PRODUCTS else matrix.dtype
-    total = np.zeros((len(labellings) * tags, size))
-    codes = np.stack(labellings, axis=1)  # (rows, labellings)
-    first = np.arange(len(labellings)) * tags
+    size = matrix.shape[1]
+    totals = [np.zeros((tags, size)) for _ in labellings]
     for tile, values in stream(matrix.scaled(centre, np.ones(size))):
-        indicator = np.zeros((len(values), len(total)), dtype=dtype)
-        np.put_along_axis(indicator, codes[tile] + first, 1, axis=1)
-        total += indicator.T @ values.astype(dtype, copy=False)
+        for labelling, total in zip(labellings, totals, strict=True):
+            add_class_sums(values, labelling[tile], total)
     return [
-        ClassSums(
-            count=np.bincount(labelling, minlength=tags).astype(np.int64), total=total[place * tags : (place + 1) * tags]
-        )
-        for place, labelling in enumerate(labellings)
+        ClassSums(count=np.bincount(labelling, minlength=tags).astype(np.int64), total=total)
+        for labelling, total in zip(labellings, totals, strict=True)
     ]
 
 
