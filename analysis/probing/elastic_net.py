@@ -42,8 +42,8 @@ def fit_elastic_net(
 
     Böhning's (1992) bound ½·C of the Hessian, C the covariance of the training rows, majorises the loss whatever the
     weights; the minimum of majoriser and penalty separates by tag and is found by coordinate descent (Friedman, Hastie &
-    Tibshirani 2010). Such proximal steps are accelerated (Beck & Teboulle 2009), and begin anew where the momentum points against the
-    step (the gradient scheme of O'Donoghue & Candès 2015, which needs no second pass to see the objective rise).
+    Tibshirani 2010). Such proximal steps are accelerated (Beck & Teboulle 2009), and begin anew where the momentum points
+    against the step (the gradient scheme of O'Donoghue & Candès 2015, which needs no second pass to see the objective rise).
 
     Parameters
     ----------
