@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     )
     from neuronlake.analysis.probing.features import FeatureSet
     from neuronlake.analysis.probing.labelled import labelled_matrix
-    from neuronlake.analysis.probing.probes import ProbeResult, probe
+    from neuronlake.analysis.probing.probes import probe, probe_sweep
+    from neuronlake.analysis.probing.result import ProbeResult, ProbeResults
+    from neuronlake.analysis.probing.settings import ProbeSettings
     from neuronlake.analysis.probing.splits import Split, split_documents
     from neuronlake.analysis.queries import describe_lines, top_tokens
     from neuronlake.analysis.rankers import RANKERS, Ranker
@@ -61,6 +63,8 @@ __all__ = [
     "LinearSVMProbe",
     "LogisticProbe",
     "ProbeResult",
+    "ProbeResults",
+    "ProbeSettings",
     "Ranker",
     "RidgeProbe",
     "SharedCategories",
@@ -92,6 +96,7 @@ __all__ = [
     "parse_weights",
     "permutation_test",
     "probe",
+    "probe_sweep",
     "rank",
     "redundancy_clusters",
     "refine",
@@ -136,7 +141,9 @@ _HOMES = {
     "neuron_columns": ("column_table", "write_columns"),
     "neuron_neighbours": ("neighbours",),
     "permutation": ("permutation_test",),
-    "probing.probes": ("ProbeResult", "probe"),
+    "probing.probes": ("probe", "probe_sweep"),
+    "probing.result": ("ProbeResult", "ProbeResults"),
+    "probing.settings": ("ProbeSettings",),
     "queries": ("describe_lines", "top_tokens"),
     "rankers": ("RANKERS", "Ranker"),
     "ranking": ("rank", "score"),

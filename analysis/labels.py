@@ -111,6 +111,12 @@ class LabelVector:
         """
         counts = self.counts
         kept = tuple(tag for tag, count in zip(self.tags, counts, strict=True) if count >= minimum)
+        if not self.tokens and self.shift:
+            where = "later" if self.shift > 0 else "earlier"
+            raise InputError(
+                f"no word has one labelled {self.by!r} {abs(self.shift)} words {where} in its sentence ({_settings(self)}): "
+                "choose a smaller shift"
+            )
         if not kept:
             raise InputError(
                 f"no value of {self.by!r} has {minimum} or more tokens among the {self.tokens} labelled ones "

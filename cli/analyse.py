@@ -1,8 +1,8 @@
-"""`neuronlake top`, `coactivation` and `probe`."""
+"""`neuronlake top` and `coactivation`."""
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -10,10 +10,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
-from neuronlake.cli.questions import add_label_options, open_for_question, parse_where
-
-if TYPE_CHECKING:
-    from neuronlake.analysis import ProbeResult
+from neuronlake.cli.questions import open_for_question, parse_where
 
 _LABEL_WIDTH = 20  # characters of a label on a terminal: the context beside it is what is read
 
@@ -22,15 +19,6 @@ def add_commands(commands: Any) -> None:
     """Add the commands."""
     _add_top(commands)
     _add_coactivation(commands)
-    _add_probe(commands)
-
-
-def probe_lines(result: "ProbeResult") -> list[str]:
-    """Describe a probe's accuracy beside its baselines, one line each."""
-    lines = [f"probe                        accuracy {result.accuracy:.3f}   macro-F1 {result.macro_f1:.3f}"]
-    for name, scores in result.baselines.items():
-        lines.append(f"{name.replace('_', ' '):28s} accuracy {scores['accuracy']:.3f}   macro-F1 {scores['macro_f1']:.3f}")
-    return lines
 
 
 def _add_top(commands: Any) -> None:
@@ -161,78 +149,4 @@ def _coactivation(options: argparse.Namespace) -> int:
     for entry in found:
         grid.add_row(entry["name"], number(entry["correlation"]))
     output().print(grid)
-    return 0
-
-
-def _add_probe(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "probe",
-        "train a linear probe of a label and test it on held-out documents, beside its baselines",
-        "neuronlake probe my.lake --by upos --layer 0\n"
-        "neuronlake probe my.lake --by upos --top-k 10             # the 10 best neurons of each tag, from any layer\n"
-        "neuronlake probe my.lake --by upos --layer 0 --classifier svm --split sentence",
-    )
-    add_lake(parser)
-    add_label_options(parser)
-    parser.add_argument("--layer", type=_layer, metavar="L|all", help="layer whose neurons are used (default: all)")
-    parser.add_argument(
-        "--top-k", type=int, metavar="K", help="use the K best neurons per tag, chosen on training documents"
-    )
-    parser.add_argument("--method", default="auroc", metavar="NAME", help="ranker for --top-k (default: auroc)")
-    parser.add_argument(
-        "--classifier", choices=("lda", "svm"), default="lda", help="lda: out of core; svm: in memory (default: lda)"
-    )
-    parser.add_argument(
-        "--split", choices=("document", "sentence"), default="document", help="what is held out (default: document)"
-    )
-    parser.add_argument("--test-share", type=float, default=0.2, metavar="SHARE", help="share held out (default: 0.2)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
-    parser.set_defaults(run=_probe)
-
-
-def _layer(text: str) -> int | str:
-    if text != "all" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a layer number or 'all', got {text!r}")
-    return text if text == "all" else int(text)
-
-
-def _probe(options: argparse.Namespace) -> int:
-    from neuronlake.analysis import probe
-
-    lake = open_for_question(options.lake)
-    with messages().status("fitting the probe"):
-        result = probe(
-            lake,
-            options.by,
-            layer=options.layer,
-            top_k=options.top_k,
-            method=options.method,
-            classifier=options.classifier,
-            subword=options.subword,
-            shift=options.shift,
-            split=options.split,
-            test_share=options.test_share,
-            seed=options.seed,
-        )
-    if options.json:
-        print_json(result.to_dict())
-        return 0
-    console = output()
-    for line in probe_lines(result):
-        console.print(line)
-    grid = table("tag", ">F1", ">precision", ">recall", ">test tokens")
-    for tag, scores in result.per_tag.items():
-        grid.add_row(
-            escape(tag),
-            number(scores["f1"]),
-            number(scores["precision"]),
-            number(scores["recall"]),
-            f"{int(scores['support']):,}",
-        )
-    console.print(grid)
-    counts = result.counts
-    console.print(", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
-    if result.dropped:
-        console.print(f"left out, fewer than two training tokens: {', '.join(sorted(result.dropped))}")
     return 0

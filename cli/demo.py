@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.markup import escape
 
-from neuronlake.cli.analyse import context, probe_lines
+from neuronlake.cli.analyse import context
 from neuronlake.cli.common import add_command, messages, number, output, print_json, table
 from neuronlake.cli.extract import show_counts
+from neuronlake.cli.probe import print_probe
 from neuronlake.cli.questions import refined, statistics
 from neuronlake.store import InputError, open_lake
 
@@ -74,8 +75,7 @@ def _demo(options: argparse.Namespace) -> int:
     probes = {"10 best neurons per tag": probe(lake, "upos", top_k=10), "layer 0": probe(lake, "upos", layer=0)}
     for name, found in probes.items():
         console.print(f"[bold]{name}[/bold] ({found.counts['n_features']} neurons)")
-        for line in probe_lines(found):
-            console.print(f"  {line}")
+        print_probe(found, console)
 
     console.rule("4. where in the network")
     picture = layer_tag_heatmap(result, "auroc", options.folder / "upos-auroc.png")

@@ -18,6 +18,7 @@ import neuronlake.cli.inspect
 import neuronlake.cli.label
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
+import neuronlake.cli.probe
 import neuronlake.cli.statistics
 import neuronlake.cli.tokens
 import neuronlake.cli.weights
@@ -62,6 +63,7 @@ def build_parser() -> Parser:
         neuronlake.cli.inspect,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,
+        neuronlake.cli.probe,
         neuronlake.cli.describe,
         neuronlake.cli.weights,
         neuronlake.cli.neighbours,

@@ -39,7 +39,9 @@ def parse_where(text: str | None) -> tuple[str, str] | str | None:
     return text if match is None else (match[1], match[2])
 
 
-def add_label_options(parser: argparse.ArgumentParser, *, where: bool = True, several: bool = False) -> None:
+def add_label_options(
+    parser: argparse.ArgumentParser, *, where: bool = True, several: bool = False, shifts: bool = False
+) -> None:
     """Add the options that say which tokens carry which label, or labels."""
     parser.add_argument(
         "--by",
@@ -56,7 +58,12 @@ def add_label_options(parser: argparse.ArgumentParser, *, where: bool = True, se
         "--subword", choices=("last", "first", "all"), default="last", help="tokens of a word that count (default: last)"
     )
     parser.add_argument(
-        "--shift", type=int, default=0, metavar="K", help="read the label of the word K words later (default: 0)"
+        "--shift",
+        type=int,
+        default=[0] if shifts else 0,
+        nargs="+" if shifts else None,
+        metavar="K",
+        help="read the label of the word K words later (default: 0)" + ("; several: one probe each" if shifts else ""),
     )
 
 

@@ -50,11 +50,10 @@ def baseline_predictions(
     learn, ask = train.codes >= 0, test.codes >= 0
     words, first = np.unique(train.words[learn], return_index=True)
     tags = train.codes[learn][first]
+    known, asked = word_forms(source, words), word_forms(test_source, test.words[ask])
     return {
         "majority": predict_majority(train.codes[learn], int(np.count_nonzero(ask))),
-        "most_frequent_tag_per_word": predict_by_word(
-            word_forms(source, words), tags, word_forms(test_source, test.words[ask])
-        ),
+        "most_frequent_tag_per_word": predict_by_word(known, tags, asked),
     }
 
 

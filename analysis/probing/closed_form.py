@@ -1,4 +1,4 @@
-"""Classifiers in closed form, from class sums and the scatter matrix alone: no pass over the rows, any subset of features."""
+"""Classifiers in closed form, from class sums and the scatter matrix alone: no pass over the rows, any of the features."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -25,7 +25,7 @@ from neuronlake.store.errors import InputError
 
 CLOSED = ("lda", "ridge")
 ELASTIC_NET = "elastic_net"
-CLASSIFIERS = (*CLOSED, *LOSSES, ELASTIC_NET)
+LINEAR = (*CLOSED, *LOSSES, ELASTIC_NET)
 PENALTIES = {"ridge": 1e-3, "logistic": 1e-3, "svm": 1 / 64, ELASTIC_NET: 1e-3}
 """λ by default: the best of 1e-4 … 1e-1 in steps of half a decade, or within 0.1 points of it, on layers of SmolLM2."""
 
@@ -48,11 +48,13 @@ class FitSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return those that the classifier uses."""
-        used = {
+        used: tuple[str, ...] = {
             "lda": ("shrinkage",),
             "ridge": ("penalty",),
             ELASTIC_NET: ("penalty", "l1_ratio", "max_passes", "tolerance"),
-        }.get(self.classifier, ("penalty", "epochs", "max_passes", "tolerance"))
+        }.get(self.classifier, ())
+        if self.classifier in LOSSES:
+            used = ("penalty", "epochs", "max_passes", "tolerance")
         return {"classifier": self.classifier, **{name: getattr(self, name) for name in used}}
 
     @property

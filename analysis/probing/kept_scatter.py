@@ -70,10 +70,8 @@ def kept_scatter(lake: Lake, layer: int, counted: NDArray[np.bool_], *, subword:
         return known
     missing = counted.reshape(len(lake.blocks), -1) & ~np.isin(lake.blocks, sorted(covered))[:, None]
     matrix = LakeMatrix(lake, whole_layers(lake, [layer]), missing.ravel(), site=site)
-    if known is None:
-        found = gather_scatter(matrix, centre_of(matrix))
-    else:
-        found = known.plus(gather_scatter(matrix, known.centre))
+    gathered = gather_scatter(matrix, centre_of(matrix) if known is None else known.centre)
+    found = gathered if known is None else known.plus(gathered)
     name = f"{prefix}-{_hash(checksums)[:8]}"
     with suppress(StorageError, OSError):  # read-only, or full
         _keep(lake, name, {"key": key, "blocks": {str(block): each for block, each in checksums.items()}}, found)

@@ -14,6 +14,7 @@ from neuronlake.analysis.probing.features import FeatureSet, chosen_neurons, top
 from neuronlake.analysis.probing.fitting import ELASTIC_NET, Fitting
 from neuronlake.analysis.probing.linear import LinearClassifier, Problem
 from neuronlake.analysis.probing.result import ProbeResult, ProbeResults
+from neuronlake.analysis.probing.sampled import MOST_FEATURES, SAMPLED, SampledFitting
 from neuronlake.analysis.probing.scoring import Predictions, score
 from neuronlake.analysis.probing.settings import ProbeSettings
 from neuronlake.analysis.probing.survey import DENSE
@@ -177,6 +178,11 @@ def _probe_set(
 ) -> list[ProbeResult]:
     """Probe one set of neurons, and if `ks` are given so many of them each."""
     pool = _pool(source, task, settings, scheduler, layers, sparse=ks is not None)
+    if settings.classifier == "gaussian" and ks is None and pool.size > MOST_FEATURES:
+        raise InputError(
+            f"a Gaussian probe of {pool.size} neurons has {pool.size * (pool.size + 1) // 2} covariances per tag: give k, "
+            "how many are chosen, or fewer neurons"
+        )
     if ks is not None and max(ks) > pool.size:
         raise InputError(f"k={max(ks)} neurons cannot be chosen from {pool.size}: choose fewer")
     columns = beside_random(
@@ -188,7 +194,8 @@ def _probe_set(
         size=max(ks or (0,)),
         seed=settings.seed,
     )
-    fitting = Fitting(source, task, columns.features, settings.fit)
+    how_fitted = SampledFitting if settings.classifier in SAMPLED else Fitting
+    fitting: Any = how_fitted(source, task, columns.features, settings.fit)
     constant = fitting.constant(columns.chosen)
     sets = [(columns.chosen, columns.draws)] if ks is None else _chosen_sets(fitting, columns, ks)
     problems, owners = [], []
@@ -245,8 +252,11 @@ def _pool(
         return chosen_neurons(source, settings.neurons)
     whole = whole_layers(source, layers)
     top = settings.top_k
-    if top is None and sparse and whole.size > DENSE:
-        top = SCREEN
+    if top is None and sparse:
+        if settings.classifier == "gaussian" and whole.size > MOST_FEATURES:
+            top = max(1, MOST_FEATURES // len(task.train.tags))
+        elif whole.size > DENSE:
+            top = SCREEN
     if top is None:
         return whole
     statistics = statistics_of_labels(
@@ -262,7 +272,7 @@ def _pool(
 
 
 def _chosen_sets(
-    fitting: Fitting, columns: Columns, ks: Sequence[int]
+    fitting: Any, columns: Columns, ks: Sequence[int]
 ) -> list[tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]]:
     """Columns of every number of chosen neurons, and of as many random ones."""
     order = fitting.choose(max(ks), columns.chosen)

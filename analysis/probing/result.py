@@ -90,12 +90,12 @@ class ProbeResult:
 
         for metric, value in (("accuracy", self.accuracy), ("macro_f1", self.macro_f1)):
             add("probe", metric, value, self.intervals[metric])
-            for name, scores in self.baselines.items():
-                add(name, metric, scores[metric])
+            for name, baseline in self.baselines.items():
+                add(name, metric, baseline[metric])
             for name, scores in self.controls.items():
                 add(name, metric, scores[metric])
-                for draw, found in enumerate(scores["draws"]):
-                    add(name, metric, found[metric], draw=draw)
+                for draw, drawn in enumerate(scores["draws"]):
+                    add(name, metric, drawn[metric], draw=draw)
         if self.selectivity is not None:
             add("selectivity", "accuracy", self.selectivity, self.intervals["selectivity"])
         for tag, scores in self.per_tag.items():

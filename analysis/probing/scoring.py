@@ -55,7 +55,7 @@ def score(
     per_tag = per_tag_scores(confusion, tags)
     for tag, (low, high) in zip(tags, booted.f1_interval[0].tolist(), strict=True):
         per_tag[tag]["f1_interval"] = None if np.isnan(low) else [low, high]
-    controls = {
+    controls: dict[str, dict[str, Any]] = {
         name: _mean_of_draws(booted, places[name])
         for name in ("control_task", "shuffled_labels", "random_neurons")
         if name in places

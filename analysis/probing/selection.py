@@ -30,7 +30,8 @@ def select_forward(scatter: Scatter, sums: ClassSums, standard: Standard, k: int
     covariance *= scale
     covariance *= scale[:, None]
     cross = ((sums.total - sums.count[:, None] * mean) * scale / scatter.rows).T  # (D, tags)
-    return _choose(covariance, np.ascontiguousarray(cross), min(k, len(scale)))[:k]
+    chosen: NDArray[np.int64] = _choose(covariance, np.ascontiguousarray(cross), min(k, len(scale)))
+    return chosen
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

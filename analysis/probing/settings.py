@@ -5,11 +5,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from neuronlake.analysis.probing.features import NeuronRef
-from neuronlake.analysis.probing.fitting import CLASSIFIERS, ELASTIC_NET, PENALTIES, FitSettings
+from neuronlake.analysis.probing.fitting import ELASTIC_NET, LINEAR, PENALTIES, FitSettings
+from neuronlake.analysis.probing.sampled import BINARY, SAMPLED
 from neuronlake.analysis.probing.task import TaskSettings
 from neuronlake.analysis.rankers import get_ranker
 from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.errors import InputError
+
+CLASSIFIERS = (*LINEAR, *SAMPLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,9 @@ class ProbeSettings:
     classifier: str = "logistic"
     """``logistic`` (multinomial) or ``svm`` (squared hinge, one tag against the rest), streamed over the training tokens;
     ``lda`` or ``ridge``, in closed form from covariances that the lake keeps; ``elastic_net`` (multinomial logistic,
-    sparse), streamed, with these covariances."""
+    sparse), streamed, with these covariances. From a sample of the training tokens in memory: ``gaussian``, a Gaussian per
+    tag, whose `k` neurons are chosen by their information (`GaussianProbe`); with `tag`, ``cav``, a direction (`CAVProbe`),
+    and ``car``, a region (`CARProbe`)."""
     shrinkage: float = 0.01
     """Of ``lda``: λ of its covariance, above 0 and at most 1."""
     penalty: float | None = None
@@ -100,6 +105,8 @@ class ProbeSettings:
             raise InputError("tag tells one tag from all others, tags compares several: give only one of them")
         if self.tags is not None and len(set(self.tags)) < 2:
             raise InputError(f"tags needs two different tags or more, got {', '.join(self.tags) or 'none'}")
+        if self.classifier in BINARY and self.tag is None:
+            raise InputError(f"{self.classifier} tells one tag from all others: give tag, for example tag='NOUN'")
         for name, least in (
             ("top_k", 1), ("k", 1), ("epochs", 0), ("max_passes", 0), ("control_draws", 0), ("random_draws", 0),
             ("bootstrap_draws", 1),

@@ -230,12 +230,20 @@ def _full_passes(matrix: Matrix, groups: Sequence[_Group], *, max_passes: int, t
     start = np.concatenate(
         [piece for group in groups for piece in (group.coordinates().ravel(), group.bias * np.sqrt(group.loss.curvature))]
     )
+    # below this share, steps are lost in the rounding of the scores
+    least = 4 * float(np.finfo(matrix.dtype).eps)
     found = minimize(
         evaluate,
         start,
         jac=True,
         method="L-BFGS-B",
-        options={"maxcor": _CORRECTIONS, "maxfun": max_passes, "maxiter": max_passes, "ftol": tolerance, "gtol": 1e-10},
+        options={
+            "maxcor": _CORRECTIONS,
+            "maxfun": max_passes,
+            "maxiter": max_passes,
+            "ftol": max(tolerance, least),
+            "gtol": 1e-10,
+        },
     )
     unpack(found.x)
     return float(found.fun), passes, bool(found.success)

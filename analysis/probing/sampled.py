@@ -1,0 +1,116 @@
+"""Classifiers that need their rows in memory: fitted on a sample of the training rows, of a size that is fixed."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronlake.analysis.probing.features import FeatureSet
+from neuronlake.analysis.probing.fitting import FitSettings
+from neuronlake.analysis.probing.linear import Problem
+from neuronlake.analysis.probing.matrix import LakeMatrix, stream
+from neuronlake.analysis.probing.task import Task
+from neuronlake.analysis.source import LakeSource
+from neuronlake.store.errors import InputError
+
+BINARY = ("cav", "car")
+SAMPLED = ("gaussian", *BINARY)
+MOST_FEATURES = 256
+"""That a Gaussian probe chooses from."""
+_GAUSSIAN_ROWS = 200_000
+_PER_SIDE = {"cav": 5000, "car": 1000}
+
+
+class SampledFitting:
+    """As `Fitting`, of a Gaussian probe, a concept activation vector or region."""
+
+    def __init__(self, source: LakeSource, task: Task, features: FeatureSet, settings: FitSettings):
+        self._task, self._settings = task, settings
+        self.features = features
+        generator = np.random.default_rng(settings.seed)
+        true = task.labellings[0]
+        if settings.classifier == "gaussian":
+            count = min(len(true), _GAUSSIAN_ROWS)
+            chosen = np.sort(generator.choice(len(true), size=count, replace=False))
+        else:
+            sides = [np.flatnonzero(true == side) for side in (0, 1)]
+            most = min(_PER_SIDE[settings.classifier], *map(len, sides))
+            chosen = np.sort(np.concatenate([generator.choice(side, size=most, replace=False) for side in sides]))
+        needed = 3 * 4 * features.size * (len(chosen) + source.block_rows)
+        if needed > settings.max_bytes:
+            raise InputError(
+                f"{len(chosen)} tokens × {features.size} neurons need {needed / 2**30:.1f} GiB, at most "
+                f"{settings.max_bytes / 2**30:.1f} GiB may be used: use fewer layers, or the top_k neurons per tag"
+            )
+        rows = np.zeros(len(task.train_rows), dtype=np.bool_)
+        rows[np.flatnonzero(task.train_rows)[chosen]] = True
+        self._labellings = [labelling[chosen] for labelling in task.labellings]
+        self._matrix = LakeMatrix(source, features, rows, site=settings.site)
+        self._test = LakeMatrix(task.test_source, features, task.test_rows, site=settings.site)
+
+    @cached_property
+    def _values(self) -> NDArray[np.float32]:
+        values = np.empty(self._matrix.shape, dtype=np.float32)
+        for rows, tile in stream(self._matrix):
+            values[rows] = tile
+        return values
+
+    def choose(self, k: int, among: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Columns of k neurons by their information about the tags, in the order of choice."""
+        from neuronlake.analysis.probing.gaussian import GaussianProbe
+
+        values = self._values if among is None else self._values[:, among]
+        fitted = GaussianProbe(k, estimate="mean", random_state=self._settings.seed).fit(values, self._labellings[0])
+        selected: NDArray[np.int64] = fitted.selected_
+        return selected if among is None else among[selected]
+
+    def constant(self, columns: NDArray[np.int64] | None) -> int:
+        """How many features do not vary in the sample.
+
+        Raises
+        ------
+        InputError
+            When none does.
+        """
+        values = self._values if columns is None else self._values[:, columns]
+        constant = int(np.count_nonzero(np.ptp(values, axis=0) == 0))
+        if constant == values.shape[1]:
+            raise InputError(
+                f"none of the {constant} neurons varies over the {len(values)} training tokens: there is nothing to learn "
+                "from; choose other neurons or layers"
+            )
+        return constant
+
+    def fit(self, problems: Sequence[Problem]) -> tuple[list[tuple[Problem, Any]], dict[str, Any]]:
+        """Fit every problem, and say on how many tokens."""
+        return [
+            (
+                each,
+                self._estimator().fit(
+                    self._values if each.columns is None else self._values[:, each.columns],
+                    self._labellings[each.labelling],
+                ),
+            )
+            for each in problems
+        ], {"rows_fitted": len(self._values)}
+
+    def predict(self, fitted: Sequence[tuple[Problem, Any]]) -> list[NDArray[np.int16]]:
+        """Predict the test tokens with each, in one pass."""
+        found = [np.empty(self._test.shape[0], dtype=np.int16) for _ in fitted]
+        for rows, tile in stream(self._test):
+            for (problem, estimator), into in zip(fitted, found, strict=True):
+                into[rows] = estimator.predict(tile if problem.columns is None else tile[:, problem.columns])
+        return found
+
+    def _estimator(self) -> Any:
+        if self._settings.classifier == "gaussian":
+            from neuronlake.analysis.probing.gaussian import GaussianProbe
+
+            return GaussianProbe(None, estimate="mean", select=False)
+        from neuronlake.analysis.probing.concept import CARProbe, CAVProbe
+
+        if self._settings.classifier == "cav":
+            return CAVProbe()
+        return CARProbe(per_side=_PER_SIDE["car"], random_state=self._settings.seed)
