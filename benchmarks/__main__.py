@@ -5,7 +5,7 @@ from importlib import import_module
 
 NAMES = (
     "alignment", "encodings", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory", "neighbours",
-    "queries", "reference", "statistics", "storage",
+    "probes", "queries", "reference", "statistics", "storage",
 )  # fmt: skip
 
 

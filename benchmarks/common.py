@@ -133,7 +133,8 @@ def reencode(lake: Any, root: Path, encoding: str) -> Path:
 
 def peak_memory_bytes(code: str, *arguments: str) -> int:
     """Run Python code in a process of its own and return its peak resident memory."""
-    ending = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # not getrusage's ru_maxrss: that of a child begins with what its parent had
+    ending = "\nprint(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     result = subprocess.run(
         [sys.executable, "-c", code + ending, *arguments], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
     )

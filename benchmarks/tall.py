@@ -10,8 +10,8 @@ LAYER, FIRST, NEURONS = 12, 64, 64
 _NOISE = 0.05  # of a neuron's standard deviation: no two repetitions have the same top tokens
 
 
-def tall_lake(root: Path, source: Any, blocks: int) -> Path:
-    """Write a lake of one layer of 64 neurons, with the token, word and sentence tables of `source` renumbered."""
+def tall_lake(root: Path, source: Any, blocks: int, *, first: int = FIRST, neurons: int = NEURONS) -> Path:
+    """Write a lake of one layer of some neurons, with the token, word and sentence tables of `source` renumbered."""
     from neuronlake.store import BlockWriter, create_lake, open_lake
     from neuronlake.store.files import write_file
     from neuronlake.store.layout import table_path
@@ -22,7 +22,7 @@ def tall_lake(root: Path, source: Any, blocks: int) -> Path:
         return root
     rows = source.block_rows
     spec = dataclasses.replace(
-        source.spec, layers=(0,), neurons=NEURONS, chunk_neurons=64, plan={**source.spec.plan, "repeated": blocks}
+        source.spec, layers=(0,), neurons=neurons, chunk_neurons=64, plan={**source.spec.plan, "repeated": blocks}
     )
     files = [create_lake(root, spec)]
     counts = {"tokens": 0, "special": 0}
@@ -49,13 +49,13 @@ def tall_lake(root: Path, source: Any, blocks: int) -> Path:
     )
     publish_plan(root, spec, plan)
     rng = np.random.default_rng(0)
-    values = [source.read_block(layer=LAYER, block=block, neurons=range(FIRST, FIRST + NEURONS)) for block in source.blocks]
+    values = [source.read_block(layer=LAYER, block=block, neurons=range(first, first + neurons)) for block in source.blocks]
     deviation = np.concatenate(values).std(axis=0)
     with BlockWriter(root, spec) as writer:
         for block in range(blocks):
             base = block % len(source.blocks)
             used = source.commits[base].rows
-            noisy = values[base][:used] + rng.standard_normal((used, NEURONS), dtype=np.float32) * (_NOISE * deviation)
+            noisy = values[base][:used] + rng.standard_normal((used, neurons), dtype=np.float32) * (_NOISE * deviation)
             buffer = writer.buffer(used)
             buffer.put(spec.sites[0], 0, np.ascontiguousarray(noisy, dtype=np.float32), np.arange(used), np.arange(used))
             writer.submit(block, used, buffer, {"backend": "repeated"})

@@ -309,7 +309,7 @@ def test_parameters_out_of_range(probe, message):
 
 
 def test_too_few_passes_are_told():
-    x, y = data(4)
+    x, y = data(4, rows=5000)  # of fewer, the streamed ones pass more often than they are told to
     for probe in (LogisticProbe(max_passes=2), ElasticNetProbe(max_passes=2), SparseProbe(classifier="svm", max_passes=2)):
         with pytest.warns(ConvergenceWarning, match="has not converged after max_passes=2"):
             probe.fit(x, y)

@@ -18,6 +18,8 @@ from neuronlake.analysis.probing.passes import LOSSES, Fit, Group, Loss, alike, 
 from neuronlake.analysis.probing.survey import Survey
 
 _BATCH = 1024
+_FEW_ROWS = 4 * _BATCH  # of fewer, mini-batches are too few steps, and full passes take no time
+_FEW_ROWS_PASSES = 200
 _MOMENTUM = 0.9
 _RATE = 0.5  # of the step that the bound allows, falling to nothing over all epochs
 _DAMPING = 1e-4  # smallest curvature assumed
@@ -56,9 +58,10 @@ def fit_streaming(
     penalty
         λ, positive.
     epochs
-        Passes in mini-batches of 1,024 rows, tiles and the rows of each in random order.
+        Passes in mini-batches of 1,024 rows, tiles and the rows of each in random order. None where there are less than
+        4,096 rows.
     max_passes
-        Most full passes after that.
+        Most full passes after that; at least 200 where there are so few rows.
     tolerance
         L-BFGS ends when a step lowers the objective by less than this share.
     seed
@@ -66,7 +69,9 @@ def fit_streaming(
     """
     scaled = matrix.scaled(survey.standard.centre, survey.standard.factor)
     groups = [_Group(members, labellings, problems, survey, tags, LOSSES[loss], penalty) for members in alike(problems)]
-    if epochs and matrix.shape[0] >= 4 * _BATCH:
+    if matrix.shape[0] < _FEW_ROWS:
+        max_passes = max(max_passes, _FEW_ROWS_PASSES)
+    elif epochs:
         _mini_batches(scaled, groups, epochs=epochs, seed=seed)
     objective, passes, converged = float("nan"), 0, False
     if max_passes:
