@@ -163,6 +163,18 @@ def test_large_means_lose_no_digit(xy, probe):
     np.testing.assert_allclose(moved, plain, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("probe", [LDAProbe(), RidgeProbe()], ids=str)
+def test_large_means_in_float32(probe):
+    """Means of 2¹³ beside deviations of 1: a mean rounded to float32 is off by up to 5e-4."""
+    rng = np.random.default_rng(5)
+    x = np.round(rng.normal(size=(400, 6)) * 1024) / 1024
+    y = (x[:, 0] + x[:, 1] + rng.normal(size=400) > 0) * 1 + (x[:, 2] > 1)
+    plain = probe.fit(x, y).decision_function(x)
+    moved = (x + 2**13).astype(np.float32)
+    assert np.array_equal(moved.astype(np.float64) - 2**13, x)
+    np.testing.assert_allclose(probe.fit(moved, y).decision_function(moved), plain, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("probe", [LDAProbe, RidgeProbe])
 def test_batches_add_up(xy, probe):
     x, y = xy
@@ -252,8 +264,9 @@ def test_a_lake_is_fitted_like_its_array(planted, probe):
     predicted, decision, coef = expected.predict(values), expected.decision_function(values), expected.coef_
     found = probe.fit(x, y)
     assert found.n_features_in_ == 10
-    np.testing.assert_allclose(found.coef_, coef, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(found.decision_function(x), decision, rtol=1e-3, atol=1e-3)
+    # float32 values tell objectives apart to 5e-7 of them, which leaves the streamed weights this much room
+    np.testing.assert_allclose(found.coef_, coef, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(found.decision_function(x), decision, rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(found.decision_function(x), found.decision_function(values), rtol=1e-5, atol=1e-5)
     assert np.mean(found.predict(x) == predicted) > 0.99
     assert found.score(x, y) > 0.75

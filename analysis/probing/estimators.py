@@ -3,22 +3,18 @@
 They fit what `probe` fits, without its splits, baselines and controls. Importing this module imports scikit-learn.
 """
 
-import warnings
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from neuronlake.analysis.probing.closed_form import fit_lda, fit_ridge, standard_of_scatter
 from neuronlake.analysis.probing.elastic_net import fit_elastic_net
-from neuronlake.analysis.probing.linear import LinearClassifier, Problem, Standard, predict
-from neuronlake.analysis.probing.matrix import ArrayMatrix, LakeMatrix, Matrix
+from neuronlake.analysis.probing.estimator_base import LinearProbe, ProbabilityProbe, probabilities
+from neuronlake.analysis.probing.linear import Problem, Standard
+from neuronlake.analysis.probing.matrix import Matrix
 from neuronlake.analysis.probing.passes import Fit
 from neuronlake.analysis.probing.scatter import ClassSums, Scatter, centre_of, gather_scatter, gather_sums
 from neuronlake.analysis.probing.selection import select_forward
@@ -26,156 +22,10 @@ from neuronlake.analysis.probing.streaming import fit_streaming
 from neuronlake.analysis.probing.survey import survey
 from neuronlake.store.errors import InputError
 
-_MAX_CLASSES = int(np.iinfo(np.int16).max)
 _SPARSE = ("lda", "ridge", "logistic", "svm")  # classifiers of SparseProbe
 
 
-class _LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Fits a linear classifier of standardised features, to an array (n, D) or a `LakeMatrix`.
-
-    Attributes
-    ----------
-    classes_ : (classes,)
-    n_features_in_ : int
-    coef_ : float64 (classes, D), of two classes (1, D)
-    intercept_ : float64 (classes,) or (1,)
-        ``X @ coef_.T + intercept_`` is the decision function. They are for reading: where a feature's mean is large against
-        its deviation that sum cancels. The methods centre first.
-    standard_ : Standard
-        Means and inverse deviations of the training rows; a constant feature has no weight.
-    classifier_ : LinearClassifier
-        The decision function of standardised features, whose weights compare.
-    """
-
-    def fit(self, X: Any, y: Any) -> Self:
-        """Fit to X, an array (n, D) or `LakeMatrix`, and y (n,), one label per row."""
-        matrix, y = self._rows_and_labels(X, y, first=True, least=2)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        self._check_classes("y")
-        self._check_parameters()
-        self._fit(matrix, codes.astype(np.int16))
-        return self
-
-    def decision_function(self, X: Any) -> NDArray[Any]:
-        """Scores of every row, (n, classes); of two classes (n,), positive for the second."""
-        check_is_fitted(self)
-        scores = predict(self._rows(X), self.standard_, [self.classifier_], scores=True)[0]
-        return scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Class of every row, (n,)."""
-        scores = self.decision_function(X)
-        chosen = (scores > 0).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
-        found: NDArray[Any] = self.classes_[chosen]
-        return found
-
-    def _check_classes(self, of: str) -> None:
-        if len(self.classes_) < 2:
-            raise InputError(f"{of} holds one class only, {self.classes_[0]!r}: two or more are needed")
-        if len(self.classes_) > _MAX_CLASSES:
-            raise InputError(f"{of} holds {len(self.classes_)} classes, at most {_MAX_CLASSES} can be told apart")
-
-    def _check_parameters(self) -> None:
-        """Refuse what is out of range."""
-        values = self.get_params()
-        if values.get("penalty") is not None and not values["penalty"] > 0:
-            raise InputError(f"penalty must be above 0, got {values['penalty']}")
-        if not 0 < values.get("shrinkage", 1) <= 1:
-            raise InputError(f"shrinkage must be above 0 and at most 1, got {values['shrinkage']}")
-        if not 0 <= values.get("l1_ratio", 0) <= 1:
-            raise InputError(f"l1_ratio must lie between 0 and 1, got {values['l1_ratio']}")
-        for name, least in (("k", 1), ("epochs", 0), ("max_passes", 0 if "epochs" in values else 1)):
-            if values.get(name, least) < least:
-                raise InputError(f"{name} must be at least {least}, got {values[name]}")
-        if values.get("epochs", 1) == values.get("max_passes", 1) == 0:
-            raise InputError("epochs and max_passes are both 0: nothing would be fitted")
-
-    def _fit(self, matrix: Matrix, codes: NDArray[np.int16]) -> None:
-        raise NotImplementedError
-
-    def _rows_and_labels(self, X: Any, y: Any, *, first: bool, least: int) -> tuple[Matrix, NDArray[Any]]:
-        matrix: Matrix
-        if isinstance(X, LakeMatrix):
-            y = column_or_1d(y, warn=True)
-            if len(y) != len(X):
-                raise InputError(f"y has {len(y)} labels, X {len(X)} rows: one label per row is needed")
-            if len(y) < least:
-                raise InputError(f"X has {len(y)} rows: {least} or more are needed")
-            self._check_features(X, first=first)
-            matrix = X
-        else:
-            X, y = validate_data(self, X, y, reset=first, dtype=[np.float64, np.float32], ensure_min_samples=least)
-            matrix = ArrayMatrix(X)
-        check_classification_targets(y)
-        return matrix, y
-
-    def _rows(self, X: Any) -> Matrix:
-        if isinstance(X, LakeMatrix):
-            self._check_features(X, first=False)
-            return X
-        return ArrayMatrix(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
-
-    def _check_features(self, X: LakeMatrix, *, first: bool) -> None:
-        if first:
-            self.n_features_in_ = X.shape[1]
-            if hasattr(self, "feature_names_in_"):  # of an array fitted before
-                del self.feature_names_in_
-        elif X.shape[1] != self.n_features_in_:
-            raise InputError(f"X has {X.shape[1]} features, {type(self).__name__} was fitted with {self.n_features_in_}")
-
-    def _set(self, classifier: LinearClassifier, standard: Standard, *, targets: bool = False, half: bool = False) -> None:
-        """Keep the decision function of a core classifier.
-
-        `targets`: its scores are of indicators 0 and 1, those of scikit-learn's ridge of −1 and 1. `half`: of two classes
-        either score is a decision function by itself.
-        """
-        weights, bias = classifier.weights, classifier.bias
-        if len(bias) == 2:
-            factor = 0.5 if half else 1.0
-            weights, bias = factor * (weights[:, 1:] - weights[:, :1]), factor * (bias[1:] - bias[:1])
-        elif targets:
-            weights, bias = 2 * weights, 2 * bias - 1
-        self.standard_ = standard
-        self.classifier_ = LinearClassifier(weights=weights, bias=bias, columns=classifier.columns)
-        used = slice(None) if classifier.columns is None else classifier.columns
-        self.coef_ = np.zeros((len(bias), self.n_features_in_))
-        self.coef_[:, used] = weights.T * standard.factor[used]
-        self.intercept_ = bias - self.coef_ @ standard.centre
-
-    def _set_streamed(self, fit: Fit, standard: Standard, *, max_passes: int, half: bool = False) -> None:
-        self.passes_, self.converged_ = fit.passes, fit.converged
-        if not fit.converged and fit.passes >= max_passes > 0:
-            warnings.warn(
-                f"{type(self).__name__} has not converged after max_passes={max_passes}: raise it, or tolerance",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-        self._set(fit.classifiers[0], standard, half=half)
-
-
-def _probabilities(decision: NDArray[Any]) -> NDArray[Any]:
-    """Softmax of scores (n, classes), or of 0 and scores (n,); in the dtype of the scores."""
-    from scipy.special import expit, softmax
-
-    if decision.ndim == 1:
-        return np.stack([expit(-decision), expit(decision)], axis=1)
-    found: NDArray[Any] = softmax(decision, axis=1)
-    return found
-
-
-class _ProbabilityProbe(_LinearProbe):
-    def predict_proba(self, X: Any) -> NDArray[Any]:
-        """Probabilities of the classes, (n, classes)."""
-        return _probabilities(self.decision_function(X))
-
-    def predict_log_proba(self, X: Any) -> NDArray[Any]:
-        """Their logarithms, (n, classes)."""
-        with np.errstate(divide="ignore"):
-            found: NDArray[Any] = np.log(self.predict_proba(X))
-        return found
-
-
-class _SummedProbe(_LinearProbe):
+class _SummedProbe(LinearProbe):
     """Needs class sums and the scatter matrix alone, which add up over batches."""
 
     scatter_: Scatter
@@ -218,7 +68,7 @@ class _SummedProbe(_LinearProbe):
         raise NotImplementedError
 
 
-class LDAProbe(_SummedProbe, _ProbabilityProbe):
+class LDAProbe(_SummedProbe, ProbabilityProbe):
     """Linear discriminants of classes with a common covariance, in closed form; see `fit_lda`.
 
     scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=…)`` on standardised features.
@@ -254,7 +104,7 @@ class RidgeProbe(_SummedProbe):
         self._set(fit_ridge(scatter, sums, standard, penalty=self.penalty), standard, targets=True)
 
 
-class LogisticProbe(_ProbabilityProbe):
+class LogisticProbe(ProbabilityProbe):
     """Multinomial logistic regression with an ℓ2 penalty, streamed; see `fit_streaming`.
 
     scikit-learn's ``LogisticRegression(C=1/(λ·n))`` on standardised features. Of two classes, that fits one vector of
@@ -269,7 +119,7 @@ class LogisticProbe(_ProbabilityProbe):
     max_passes
         Most full passes after that.
     tolerance
-        Relative decrease of the objective at which these end.
+        Relative decrease of the objective at which these end; in float32, as of a lake, 5e-7 at least.
     random_state
         Of the mini-batches' order.
     """
@@ -291,7 +141,7 @@ class LogisticProbe(_ProbabilityProbe):
         self._set_streamed(fit, standard, max_passes=self.max_passes)
 
 
-class LinearSVMProbe(_LinearProbe):
+class LinearSVMProbe(LinearProbe):
     """Linear support vectors with squared hinge loss, each class against the rest, streamed; see `fit_streaming`.
 
     scikit-learn's ``LinearSVC(C=1/(λ·n))`` on standardised features, but for its penalty on the intercept.
@@ -321,7 +171,7 @@ class LinearSVMProbe(_LinearProbe):
         self._set_streamed(fit, standard, max_passes=self.max_passes, half=True)
 
 
-class ElasticNetProbe(_ProbabilityProbe):
+class ElasticNetProbe(ProbabilityProbe):
     """Multinomial logistic regression whose penalty sets weights to zero, streamed; see `fit_elastic_net`.
 
     scikit-learn's ``LogisticRegression(solver="saga", l1_ratio=ρ, C=1/(λ·n))`` on standardised features for three classes or
@@ -360,7 +210,7 @@ class ElasticNetProbe(_ProbabilityProbe):
         self._set_streamed(fit, standard, max_passes=self.max_passes)
 
 
-class SparseProbe(_LinearProbe):
+class SparseProbe(LinearProbe):
     """A classifier of k features, chosen one after the other by what each adds; see `select_forward`.
 
     Parameters
@@ -426,7 +276,7 @@ class SparseProbe(_LinearProbe):
     @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> NDArray[Any]:
         """Probabilities of the classes, (n, classes); of ``lda`` and ``logistic``."""
-        return _probabilities(self.decision_function(X))
+        return probabilities(self.decision_function(X))
 
 
 def _streamed(
