@@ -111,7 +111,7 @@ class LabelVector:
         """
         counts = self.counts
         kept = tuple(tag for tag, count in zip(self.tags, counts, strict=True) if count >= minimum)
-        if not self.tokens and self.shift:
+        if self.shift and not self.tokens and np.any(self.words >= 0):
             where = "later" if self.shift > 0 else "earlier"
             raise InputError(
                 f"no word has one labelled {self.by!r} {abs(self.shift)} words {where} in its sentence ({_settings(self)}): "

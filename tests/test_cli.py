@@ -147,7 +147,7 @@ def test_plot(capsys: pytest.CaptureFixture[str], lake: Path, tmp_path: Path) ->
         (("top", "LAKE", "L0.N1", "--where", "upos=QUX"), "no tag 'QUX' of 'upos'"),
         (("top", "LAKE", "L0.N1", "--per-document", "0"), "per_document must be at least 1"),
         (("index", "nowhere.lake"), "no lake at nowhere.lake"),
-        (("probe", "LAKE", "--layer", "x"), "expected a layer number or 'all'"),
+        (("probe", "LAKE", "--layer", "x"), "expected a layer number, 'all' or 'each'"),
         (("probe", "LAKE", "--layer", "7"), "layer"),
         (("plot", "LAKE", "--out", "p.gif"), "known suffixes"),
         (("stats", "LAKE", "--out", "s.csv"), "expected a name ending so"),
