@@ -100,7 +100,7 @@ _RANKERS = (
         formula="|μ_tag − μ_rest| / √(s²_tag/P + s²_rest/N)",
         source="Welch 1947, Biometrika 34, 28–35",
         needs=_BASIC,
-        test="Welch's t, two-sided",
+        test="Welch's t, two-sided; never below a bound for any distribution",
         compute=from_moments.welch_t,
     ),
     Ranker(
@@ -109,7 +109,7 @@ _RANKERS = (
         formula="B / (W/(P+N−2)), B = (μ_tag − μ_rest)²·P·N/(P+N), W = (P−1)·s²_tag + (N−1)·s²_rest",
         source="Fisher 1925, Statistical Methods for Research Workers; scikit-learn's f_classif",
         needs=_BASIC,
-        test="F with 1 and P+N−2 degrees of freedom",
+        test="F with 1 and P+N−2 degrees of freedom; never below a bound for any distribution",
         compute=from_moments.f_statistic,
     ),
     Ranker(
@@ -118,7 +118,7 @@ _RANKERS = (
         formula="B / (B + W), as for f_statistic",
         source="Cohen 1973, Educ. Psychol. Meas. 33, 107–112",
         needs=_BASIC,
-        test="F with 1 and P+N−2 degrees of freedom",
+        test="F with 1 and P+N−2 degrees of freedom; never below a bound for any distribution",
         compute=from_moments.eta_squared,
     ),
     Ranker(
@@ -145,7 +145,7 @@ _RANKERS = (
         formula="|μ_tag − μ_rest| / √(s²_tag/P + s²_rest/N) of |x|",
         source="AlKhamissi et al. 2025, The LLM language network, arXiv 2411.02280",
         needs=(*_BASIC, "mean_absolute"),
-        test="Welch's t, two-sided",
+        test="Welch's t, two-sided; never below a bound for any distribution",
         compute=from_moments.localizer,
     ),
     Ranker(
@@ -161,9 +161,9 @@ _RANKERS = (
         name="fraction_active_difference",
         description="difference of the shares of active tokens",
         formula="|P(x > 0 | tag) − P(x > 0 | rest)|",
-        source="Pearson 1900, Phil. Mag. 50, 157–175 (test)",
+        source="elementary; Fisher 1935, J. R. Stat. Soc. 98, 39–82 (test)",
         needs=("count", "fraction_active"),
-        test="two proportions (χ² with 1 degree of freedom)",
+        test="Fisher's exact, two-sided (twice the smaller tail)",
         compute=from_moments.fraction_active_difference,
     ),
     Ranker(
@@ -199,7 +199,7 @@ _RANKERS = (
         formula="√(χ²/tokens), χ² of (x > τ) × (tag or rest)",
         source="Pearson 1900, Phil. Mag. 50, 157–175; Cramér 1946, Mathematical Methods of Statistics",
         needs=("count", "hits"),
-        test="χ² with 1 degree of freedom, without correction",
+        test="Fisher's exact, two-sided (twice the smaller tail)",
         compute=from_histograms.chi_squared,
     ),
     Ranker(
@@ -208,7 +208,7 @@ _RANKERS = (
         formula="Σ_{b,c} p(b,c)·log₂(p(b,c)/(p(b)·p(c))) over histogram bins b and c in {tag, rest}",
         source="Cover & Thomas 2006, Elements of Information Theory; Woolf 1957, Ann. Hum. Genet. 21, 397–409 (test)",
         needs=("count", "mutual_information", "bins", "auroc"),
-        test="G-test, χ² with bins − 1 degrees of freedom",
+        test="G-test, a gamma law that allows for bins of few tokens",
         compute=from_histograms.mutual_information,
     ),
     *(

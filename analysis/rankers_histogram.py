@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from neuronlake.analysis.contrast import as_array, counts
-from neuronlake.analysis.rankers_moments import chi_squared_of
 from neuronlake.analysis.rankers_scores import scores
+from neuronlake.analysis.tails import count_p, g_p
 
 _DIMS = ("tag", "layer", "neuron")
 
@@ -53,25 +53,26 @@ def iou(dataset: xr.Dataset) -> xr.Dataset:
 def mutual_information(dataset: xr.Dataset) -> xr.Dataset:
     """Mutual information of having the tag and the activation's histogram bin, in bits, with the p of the G-test.
 
-    G = 2·N·MI·ln 2 over all N tokens, χ² with (occupied bins − 1) degrees of freedom: Woolf (1957), Ann. Hum. Genet. 21,
-    397–409. With few tokens per bin p is too small. The sign is that of AUROC − ½: the dependence itself has none.
+    G = 2·N·MI·ln 2 over all N tokens: Woolf (1957), Ann. Hum. Genet. 21, 397–409. Most bins of a rare tag expect about one
+    token, for which χ² with (occupied bins − 1) degrees of freedom gives too small a p; p is `tails.g_p`. The sign is that
+    of AUROC − ½: the dependence itself has none.
     """
     bits = as_array(dataset, "mutual_information")
     count, rest = counts(dataset)
-    freedom = dataset["bins"].transpose(*_DIMS[1:]).to_numpy() - 1.0
-    g = 2 * np.log(2) * (count + rest) * bits
-    p = special.chdtrc(np.maximum(freedom, 1), g)  # a neuron with one bin has G = 0 and p = 1
+    bins = dataset["bins"].transpose(*_DIMS[1:]).to_numpy().astype(np.float64)
+    p = g_p(2 * np.log(2) * (count + rest) * bits, bins, count, rest)
     return scores(dataset, "mutual_information", bits, direction=as_array(dataset, "auroc") - 0.5, p=p)
 
 
 def chi_squared(dataset: xr.Dataset) -> xr.Dataset:
-    """χ² of the table (hit or not) × (tag or rest) with its p; the score is Cramér's V = √(χ²/tokens).
+    """χ² of the table (hit or not) × (tag or rest), with the p of Fisher's exact test; the score is Cramér's V.
 
-    Pearson (1900), Phil. Mag. 50, 157–175, without Yates' correction; Cramér (1946), Mathematical Methods of Statistics.
-    Where no token is a hit, or every one, χ² = 0 and p = 1. ``cramers_v`` is the score.
+    V = √(χ²/tokens): Cramér (1946), Mathematical Methods of Statistics. χ² is without Yates' correction: Pearson (1900),
+    Phil. Mag. 50, 157–175. Of a rare tag's tokens few would be hits by chance, and the χ² distribution then gives far too
+    small a p; so p is `tails.count_p`. Where no token is a hit, or every one, χ² = 0 and p = 1. ``cramers_v`` is the score.
     """
     hits, count, hits_rest, rest = _hits(dataset)
-    squared = chi_squared_of(hits, count, hits_rest, rest)
+    squared = _chi_squared(hits, count, hits_rest, rest)
     strength = np.sqrt(squared / (count + rest))
     found = scores(
         dataset,
@@ -79,9 +80,22 @@ def chi_squared(dataset: xr.Dataset) -> xr.Dataset:
         squared,
         score=strength,
         direction=hits / count - hits_rest / rest,
-        p=special.chdtrc(1, squared),
+        p=count_p(hits, count, hits_rest, rest),
     )
     return found.assign(cramers_v=(_DIMS, strength))
+
+
+def _chi_squared(
+    hits: NDArray[np.float64], count: NDArray[np.float64], hits_rest: NDArray[np.float64], count_rest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """χ² of a 2×2 table without correction; 0 where a margin is empty (all tokens are hits, or none)."""
+    misses, misses_rest = count - hits, count_rest - hits_rest
+    total, total_misses = hits + hits_rest, misses + misses_rest
+    cross = hits * misses_rest - misses * hits_rest
+    # quotients one by one: the product of four margins could overflow
+    margins = np.where((total > 0) & (total_misses > 0), total * total_misses, 1.0)
+    squared: NDArray[np.float64] = cross / margins * (cross / (count * count_rest)) * (count + count_rest)
+    return squared
 
 
 def _hits(

@@ -12,6 +12,7 @@ from scipy import special
 from neuronlake.analysis.contrast import Contrast, absolute_contrast, as_array, contrast, counts, with_rest
 from neuronlake.analysis.rankers_scores import scores
 from neuronlake.analysis.selective import selectivity
+from neuronlake.analysis.tails import absolute_population, count_p, mean_p, population
 
 
 def mean_difference(dataset: xr.Dataset) -> xr.Dataset:
@@ -36,43 +37,47 @@ def cohen_d(dataset: xr.Dataset) -> xr.Dataset:
 def welch_t(dataset: xr.Dataset) -> xr.Dataset:
     """Welch's t, (μ_tag − μ_rest)/√(s²_tag/P + s²_rest/N), with two-sided p.
 
-    Welch (1947), Biometrika 34, 28–35; degrees of freedom by Welch–Satterthwaite.
+    Welch (1947), Biometrika 34, 28–35; degrees of freedom by Welch–Satterthwaite. With few tokens of a heavy-tailed neuron
+    that is far too small: p is the larger of it and of `tails.mean_p`, which holds for any distribution.
     """
     t, p = _welch(contrast(dataset))
-    return scores(dataset, "welch_t", t, p=p)
+    return scores(dataset, "welch_t", t, p=np.maximum(p, mean_p(population(dataset))))
 
 
 def localizer(dataset: xr.Dataset) -> xr.Dataset:
     """Welch's t of magnitudes |x|, tag against rest, with two-sided p; the sign says whose magnitudes are larger.
 
     AlKhamissi et al. (2025), "The LLM language network", arXiv 2411.02280, who take the top 1 % of units; the second moment
-    of |x| is that of x: see `contrast.absolute_contrast`.
+    of |x| is that of x: see `contrast.absolute_contrast`. p as for `welch_t`, of magnitudes.
     """
     t, p = _welch(absolute_contrast(dataset))
-    return scores(dataset, "localizer", t, p=p)
+    return scores(dataset, "localizer", t, p=np.maximum(p, mean_p(absolute_population(dataset))))
 
 
 def f_statistic(dataset: xr.Dataset) -> xr.Dataset:
     """F of a one-way analysis of variance of tag against rest, with its p.
 
     F = B/(W/(P+N−2)) with B = (μ_tag − μ_rest)²·P·N/(P+N) and W = (P−1)·s²_tag + (N−1)·s²_rest: the square of Student's t.
-    Fisher (1925), Statistical Methods for Research Workers; ``sklearn.feature_selection.f_classif`` of two classes.
+    Fisher (1925), Statistical Methods for Research Workers; ``sklearn.feature_selection.f_classif`` of two classes. As F
+    takes means for normal, p is the larger of its own and of `tails.mean_p`, which holds for any distribution.
     """
     c = contrast(dataset)
     between, within = _anova(c)
     f = between / (within / (c.count + c.count_rest - 2))
-    return scores(dataset, "f_statistic", f, direction=c.mean - c.mean_rest, p=_p_of_f(f, c))
+    return scores(dataset, "f_statistic", f, direction=c.mean - c.mean_rest, p=_p_of_f(f, c, dataset))
 
 
 def eta_squared(dataset: xr.Dataset) -> xr.Dataset:
-    """Share of the sum of squares that lies between tag and rest, B/(B + W), with the p of F.
+    """Share of the sum of squares that lies between tag and rest, B/(B + W), with the p of `f_statistic`.
 
     B and W as in `f_statistic`. Cohen (1973), Educ. Psychol. Meas. 33, 107–112.
     """
     c = contrast(dataset)
     between, within = _anova(c)
     f = between / (within / (c.count + c.count_rest - 2))
-    return scores(dataset, "eta_squared", between / (between + within), direction=c.mean - c.mean_rest, p=_p_of_f(f, c))
+    return scores(
+        dataset, "eta_squared", between / (between + within), direction=c.mean - c.mean_rest, p=_p_of_f(f, c, dataset)
+    )
 
 
 def variance_reduction(dataset: xr.Dataset) -> xr.Dataset:
@@ -115,16 +120,15 @@ def probeless(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def fraction_active_difference(dataset: xr.Dataset) -> xr.Dataset:
-    """Difference of the shares of tokens with x > 0, tag minus rest, with the p of the test of two proportions.
+    """Difference of the shares of tokens with x > 0, tag minus rest, with the p of Fisher's exact test.
 
-    z² = χ² of the table (active or not) × (tag or rest) without correction: Pearson (1900), Phil. Mag. 50, 157–175.
+    Of the table (active or not) × (tag or rest): see `tails.count_p`.
     """
     count, rest = counts(dataset)
     active = np.rint(as_array(dataset, "fraction_active") * count)  # whole numbers, exactly
     active_rest = active.sum(axis=0) - active
     difference = active / count - active_rest / rest
-    squared = chi_squared_of(active, count, active_rest, rest)
-    return scores(dataset, "fraction_active_difference", difference, p=special.chdtrc(1, squared))
+    return scores(dataset, "fraction_active_difference", difference, p=count_p(active, count, active_rest, rest))
 
 
 def lape(dataset: xr.Dataset) -> xr.Dataset:
@@ -145,19 +149,6 @@ def lape(dataset: xr.Dataset) -> xr.Dataset:
     return scored.assign(entropy=(("layer", "neuron"), found.entropy, {"units": "nat"}))
 
 
-def chi_squared_of(
-    hits: NDArray[np.float64], count: NDArray[np.float64], hits_rest: NDArray[np.float64], count_rest: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """χ² of a 2×2 table without correction; 0 where a margin is empty (all tokens are hits, or none)."""
-    misses, misses_rest = count - hits, count_rest - hits_rest
-    total, total_misses = hits + hits_rest, misses + misses_rest
-    cross = hits * misses_rest - misses * hits_rest
-    # quotients one by one: the product of four margins could overflow
-    margins = np.where((total > 0) & (total_misses > 0), total * total_misses, 1.0)
-    squared: NDArray[np.float64] = cross / margins * (cross / (count * count_rest)) * (count + count_rest)
-    return squared
-
-
 def _welch(c: Contrast) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Welch's t and its two-sided p."""
     error, error_rest = c.variance / c.count, c.variance_rest / c.count_rest
@@ -173,6 +164,6 @@ def _anova(c: Contrast) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return between, (c.count - 1) * c.variance + (c.count_rest - 1) * c.variance_rest
 
 
-def _p_of_f(f: NDArray[np.float64], c: Contrast) -> NDArray[np.float64]:
+def _p_of_f(f: NDArray[np.float64], c: Contrast, dataset: xr.Dataset) -> NDArray[np.float64]:
     p: NDArray[np.float64] = special.fdtrc(1, c.count + c.count_rest - 2, f)
-    return p
+    return np.maximum(p, mean_p(population(dataset)))

@@ -5,7 +5,7 @@ from importlib import import_module
 
 NAMES = (
     "alignment", "encodings", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory", "neighbours",
-    "probes", "queries", "reference", "statistics", "storage",
+    "planted", "probes", "queries", "reference", "statistics", "storage",
 )  # fmt: skip
 
 

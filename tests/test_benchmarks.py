@@ -25,6 +25,12 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("languages", "run(('smollm2',), 12)", "LAPE neurons of each language"),
         ("memory", "run(40, 2)", "| 2x | "),
         ("neighbours", "run(sentences=60, neurons=4, tokens=5, layers=(3,))", "| recall@10 with 50 candidates | "),
+        (
+            "planted",
+            "run(tokens=2000, layers=2, neurons=900, lakes=((0, 'int8a'),), draws=4, every=15, small_draws=1, "
+            "document_draws=1, sentences=40)",
+            "| f_statistic, textbook | ",
+        ),
         ("probes", "run(sentences=60, peer_layers=(0,), peer_iterations=5)", "| svm, all layers | "),
         ("queries", "run(sentences=60, neurons=4)", "| one column against its layer | "),
         ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
