@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from neuronlake.analysis.neuron_columns import column_table, write_columns
     from neuronlake.analysis.neuron_neighbours import neighbours
     from neuronlake.analysis.permutation import permutation_test
+    from neuronlake.analysis.probing.estimators import (
+        ElasticNetProbe,
+        LDAProbe,
+        LinearSVMProbe,
+        LogisticProbe,
+        RidgeProbe,
+        SparseProbe,
+    )
     from neuronlake.analysis.probing.features import FeatureSet
+    from neuronlake.analysis.probing.labelled import labelled_matrix
     from neuronlake.analysis.probing.probes import probe, probe_sweep
     from neuronlake.analysis.probing.result import ProbeResult, ProbeResults
     from neuronlake.analysis.probing.settings import ProbeSettings
@@ -45,15 +54,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RANKERS",
+    "ElasticNetProbe",
     "FeatureSet",
+    "LDAProbe",
     "LabelRequest",
     "LabelVector",
     "LakeSource",
+    "LinearSVMProbe",
+    "LogisticProbe",
     "ProbeResult",
     "ProbeResults",
     "ProbeSettings",
     "Ranker",
+    "RidgeProbe",
     "SharedCategories",
+    "SparseProbe",
     "Split",
     "StatisticsBuilder",
     "TagListsBuilder",
@@ -68,6 +83,7 @@ __all__ = [
     "describe_lines",
     "describe_neuron",
     "firing_neurons",
+    "labelled_matrix",
     "language_classes",
     "lape",
     "layer_class_counts",
@@ -106,7 +122,16 @@ _HOMES = {
     "chosen_tokens": ("choose_tokens",),
     "correlation": ("coactivation",),
     "describe": ("describe_neuron",),
+    "probing.estimators": (
+        "ElasticNetProbe",
+        "LDAProbe",
+        "LinearSVMProbe",
+        "LogisticProbe",
+        "RidgeProbe",
+        "SparseProbe",
+    ),
     "probing.features": ("FeatureSet",),
+    "probing.labelled": ("labelled_matrix",),
     "figure_histogram": ("neuron_histogram",),
     "figure_volcano": ("volcano",),
     "figures": ("layer_class_counts", "layer_tag_heatmap", "tag_bars"),

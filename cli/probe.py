@@ -62,12 +62,15 @@ def add_commands(commands: Any) -> None:
         "--classifier",
         default="logistic",
         metavar="NAME",
-        help="logistic (default), svm; lda, ridge: closed form, from covariances that the lake keeps",
+        help="logistic (default), svm, elastic_net; lda, ridge: closed form, from covariances that the lake keeps",
     )
     parser.add_argument("--shrinkage", type=float, default=0.01, help="of lda's covariance (default: 0.01)")
     parser.add_argument("--penalty", type=float, help="per token, of the others (default: 0.001; svm: 1/64)")
+    parser.add_argument(
+        "--l1-ratio", type=float, default=0.5, help="share of elastic_net's penalty that sets weights to zero (default: 0.5)"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="passes in mini-batches (default: 4)")
-    parser.add_argument("--passes", type=int, default=10, help="most full passes after them (default: 10)")
+    parser.add_argument("--passes", type=int, help="most full passes after them (default: 10; elastic_net: 60)")
     parser.add_argument("--test", type=Path, metavar="LAKE", help="test on another lake of the same model")
     parser.add_argument("--test-where", metavar="SQL", help="test on tokens for which this is true, instead of --where")
     parser.add_argument(
@@ -174,6 +177,7 @@ def _probes(options: argparse.Namespace) -> list["ProbeResult"]:
             classifier=options.classifier,
             shrinkage=options.shrinkage,
             penalty=options.penalty,
+            l1_ratio=options.l1_ratio,
             epochs=options.epochs,
             max_passes=options.passes,
             split=options.split,
@@ -243,7 +247,10 @@ def _print_counts(result: "ProbeResult", console: Console) -> None:
     if counts["n_constant_features"]:
         console.print(f"neurons that are constant over the training tokens: {counts['n_constant_features']:,}")
     if settings.get("converged") is False:
-        console.print(f"stopped after {settings['epochs']} epochs and {settings['passes']} passes, before convergence")
+        before = f"{settings['epochs']} epochs and " if "epochs" in settings else ""
+        console.print(f"stopped after {before}{settings['passes']} passes, before convergence")
+    if "n_nonzero" in settings:
+        console.print(f"neurons with a weight for any tag: {settings['n_nonzero']:,} of {counts['n_features']:,}")
     if result.dropped:
         shown = ", ".join(sorted(result.dropped)[:20]) + (" …" if len(result.dropped) > 20 else "")
         console.print(f"left out, fewer than two training tokens: {shown}", markup=False)

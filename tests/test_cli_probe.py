@@ -111,6 +111,11 @@ def test_transfer_tags_and_other_classifiers(capsys):
     assert set(found["neurons"]) == {"L1.N3", "L1.N8"}
     found = json.loads(run(capsys, "a.lake", "--tag", "NOUN", "--layer", "1", "--classifier", "cav", "--json")[1])
     assert found["per_tag"]["NOUN"]["f1"] > 0.8
+    net = ("a.lake", "--layer", "1", "--classifier", "elastic_net", "--penalty", "0.1")
+    assert "neurons with a weight for any tag: 2 of 12" in run(capsys, *net)[1]
+    stopped = run(capsys, *net, "--passes", "2", "--l1-ratio", "0")[1]
+    assert "stopped after 2 passes, before convergence" in stopped
+    assert "neurons with a weight for any tag: 12 of 12" in stopped
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,7 @@ def test_transfer_tags_and_other_classifiers(capsys):
         (("--neurons", "L1.N3", "--layer", "1"), "give only one of them"),
         (("--shift", "50"), "50 words later"),
         (("--tag", "X"), "no token is labelled 'X'"),
+        (("--l1-ratio", "2"), "l1_ratio must lie between 0 and 1, got 2"),
         (("--k", "100"), "k=100 neurons cannot be chosen from 24"),
     ],
 )

@@ -36,7 +36,7 @@ def fit_lda(
     InputError
         When λ is too small for that.
     """
-    scatter, sums, scale = _used(scatter, sums, standard, columns)
+    scatter, sums, scale, offset = _used(scatter, sums, standard, columns)
     means = _class_means(scatter, sums) * scale
     covariance = within_scatter(scatter, sums)
     covariance *= scale
@@ -50,7 +50,8 @@ def fit_lda(
     weights = _solve(covariance, means.T, scatter, f"shrinkage={shrinkage}")  # (D, tags)
     with np.errstate(divide="ignore"):  # a tag without rows is never predicted
         priors = np.log(sums.count / scatter.rows)
-    return LinearClassifier(weights=weights, bias=priors - 0.5 * np.einsum("td,dt->t", means, weights), columns=columns)
+    bias = priors - 0.5 * np.einsum("td,dt->t", means, weights) - offset @ weights
+    return LinearClassifier(weights=weights, bias=bias, columns=columns)
 
 
 def fit_ridge(
@@ -75,7 +76,7 @@ def fit_ridge(
     InputError
         When λ is too small for the system to be solved.
     """
-    scatter, sums, scale = _used(scatter, sums, standard, columns)
+    scatter, sums, scale, offset = _used(scatter, sums, standard, columns)
     mean = scatter.total / scatter.rows
     system = scatter.gram - scatter.rows * np.outer(mean, mean)
     system *= scale
@@ -84,18 +85,25 @@ def fit_ridge(
     system[np.diag_indices_from(system)] += penalty
     shares = sums.count / scatter.rows
     targets = (_class_means(scatter, sums) * scale * shares[:, None]).T
-    return LinearClassifier(weights=_solve(system, targets, scatter, f"penalty={penalty}"), bias=shares, columns=columns)
+    weights = _solve(system, targets, scatter, f"penalty={penalty}")
+    return LinearClassifier(weights=weights, bias=shares - offset @ weights, columns=columns)
 
 
 def _used(
     scatter: Scatter, sums: ClassSums, standard: Standard, columns: NDArray[np.int64] | None
-) -> tuple[Scatter, ClassSums, NDArray[np.float64]]:
+) -> tuple[Scatter, ClassSums, NDArray[np.float64], NDArray[np.float64]]:
+    """Of the features used: scatter, sums, factor, and the mean of the standardised features.
+
+    That is 0 but for what is lost of a large centre when it is rounded.
+    """
+    offset = (scatter.total / scatter.rows - (standard.centre - scatter.centre)) * standard.factor
     if columns is None:
-        return scatter, sums, standard.factor
+        return scatter, sums, standard.factor, offset
     return (
         scatter.subset(columns),
         ClassSums(count=sums.count, total=sums.total[:, columns]),
         standard.factor[columns],
+        offset[columns],
     )
 
 

@@ -9,21 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.probing.closed_form import fit_lda, fit_ridge, standard_of_scatter
+from neuronlake.analysis.probing.elastic_net import fit_elastic_net
 from neuronlake.analysis.probing.features import FeatureSet
 from neuronlake.analysis.probing.kept_scatter import scatter_of_rows
 from neuronlake.analysis.probing.linear import LinearClassifier, Problem, Standard, predict
 from neuronlake.analysis.probing.matrix import LakeMatrix
+from neuronlake.analysis.probing.passes import LOSSES
 from neuronlake.analysis.probing.scatter import ClassSums, Scatter, gather_sums
 from neuronlake.analysis.probing.selection import select_forward
-from neuronlake.analysis.probing.streaming import LOSSES, fit_streaming
+from neuronlake.analysis.probing.streaming import fit_streaming
 from neuronlake.analysis.probing.survey import DENSE, Survey, survey
 from neuronlake.analysis.probing.task import Task
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 
 CLOSED = ("lda", "ridge")
-LINEAR = (*CLOSED, *LOSSES)
-PENALTIES = {"ridge": 1e-3, "logistic": 1e-3, "svm": 1 / 64}
+ELASTIC_NET = "elastic_net"
+LINEAR = (*CLOSED, *LOSSES, ELASTIC_NET)
+PENALTIES = {"ridge": 1e-3, "logistic": 1e-3, "svm": 1 / 64, ELASTIC_NET: 1e-3}
 """λ by default: the best of 1e-4 … 1e-1 in steps of half a decade, or within 0.1 points of it, on layers of SmolLM2."""
 
 
@@ -34,6 +37,7 @@ class FitSettings:
     classifier: str
     shrinkage: float
     penalty: float
+    l1_ratio: float
     epochs: int
     max_passes: int
     tolerance: float
@@ -44,10 +48,19 @@ class FitSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return those that the classifier uses."""
-        used: tuple[str, ...] = {"lda": ("shrinkage",), "ridge": ("penalty",)}.get(self.classifier, ())
+        used: tuple[str, ...] = {
+            "lda": ("shrinkage",),
+            "ridge": ("penalty",),
+            ELASTIC_NET: ("penalty", "l1_ratio", "max_passes", "tolerance"),
+        }.get(self.classifier, ())
         if self.classifier in LOSSES:
             used = ("penalty", "epochs", "max_passes", "tolerance")
         return {"classifier": self.classifier, **{name: getattr(self, name) for name in used}}
+
+    @property
+    def of_covariance(self) -> bool:
+        """Whether the classifier needs the covariance of all features."""
+        return self.classifier in (*CLOSED, ELASTIC_NET)
 
 
 class Fitting:
@@ -87,7 +100,7 @@ class Fitting:
     @cached_property
     def standard(self) -> Standard:
         """How the features are standardised."""
-        if self._settings.classifier in CLOSED:
+        if self._settings.of_covariance:
             return standard_of_scatter(self.scatter, self._matrix.dtype)
         return self.survey.standard
 
@@ -138,6 +151,20 @@ class Fitting:
                 )
                 for each in problems
             ], {}
+        if settings.classifier == ELASTIC_NET:
+            sparse = fit_elastic_net(
+                self._matrix,
+                self._task.labellings,
+                problems,
+                self.scatter,
+                self.standard,
+                tags=self.tags,
+                penalty=settings.penalty,
+                l1_ratio=settings.l1_ratio,
+                max_passes=settings.max_passes,
+                tolerance=settings.tolerance,
+            )
+            return sparse.classifiers, {"passes": sparse.passes, "converged": sparse.converged}
         found = fit_streaming(
             self._matrix,
             self._task.labellings,
@@ -160,7 +187,7 @@ class Fitting:
     def _check_memory(self) -> None:
         size, rows = self.features.size, self._source.block_rows
         tiles = 3 * rows * size * 4
-        closed = self._settings.classifier in CLOSED
+        closed = self._settings.of_covariance
         part = size if closed or size <= DENSE else self._source.neurons
         matrices = 4 * part * part * 8 * -(-size // part)
         needed, allowed = tiles + matrices, self._settings.max_bytes

@@ -46,8 +46,8 @@ def add_moments(values: Any, centre: Any, total: Any, squares: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def logistic_residuals(scores: Any, codes: Any, tags: int) -> float:
-    """Replace scores by the gradient of the multinomial logistic loss, and return the sum of the losses.
+def logistic_residuals(scores: Any, codes: Any, tags: int, losses: Any) -> None:
+    """Replace scores by the gradient of the multinomial logistic loss, and add the rows' losses up.
 
     Parameters
     ----------
@@ -55,8 +55,9 @@ def logistic_residuals(scores: Any, codes: Any, tags: int) -> float:
         Of each problem its tags' scores, side by side; overwritten by p − 1[tag].
     codes : int16 (n, problems)
         The true tags.
+    losses : float64 (problems,)
+        Where they are added.
     """
-    loss = 0.0
     for i in range(scores.shape[0]):
         for problem in range(codes.shape[1]):
             row = scores[i, problem * tags : (problem + 1) * tags]
@@ -71,20 +72,71 @@ def logistic_residuals(scores: Any, codes: Any, tags: int) -> float:
             for k in range(tags):
                 row[k] /= total
             row[codes[i, problem]] -= 1
-            loss += math.log(total) - true
-    return loss
+            losses[problem] += math.log(total) - true
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def hinge_residuals(scores: Any, codes: Any, tags: int) -> float:
+def hinge_residuals(scores: Any, codes: Any, tags: int, losses: Any) -> None:
     """As `logistic_residuals`, of the squared hinge loss of each tag against the rest: Σ_k max(0, 1 − y_k·s_k)²."""
-    loss = 0.0
     for i in range(scores.shape[0]):
         for problem in range(codes.shape[1]):
             row = scores[i, problem * tags : (problem + 1) * tags]
             for k in range(tags):
                 sign = 1.0 if codes[i, problem] == k else -1.0
                 short = max(0.0, 1.0 - sign * row[k])
-                loss += short * short
+                losses[problem] += short * short
                 row[k] = -2.0 * sign * short
-    return loss
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def descend_coordinates(
+    bound: Any, ridge: float, lasso: float, weights: Any, slope: Any, tolerance: float, max_sweeps: int
+) -> float:
+    """Minimise slopeᵀ(w − v) + ½(w − v)ᵀ·bound·(w − v) + lasso·Σ|w| + ridge/2·Σw² over w, cyclically, from w = v.
+
+    After a sweep over all coordinates come sweeps over those that are not zero, until these gain less than `tolerance` of
+    what was gained in all; then all are looked at again.
+
+    Parameters
+    ----------
+    bound : float64 (D, D)
+        A diagonal of zero takes a coordinate out.
+    weights : float64 (D,)
+        v; overwritten by w.
+    slope : float64 (D,)
+        Overwritten by the slope at w, slope + bound·(w − v).
+
+    Returns
+    -------
+    float
+        What was gained at least: a sum of squares, so that it has all its digits however little it is.
+    """
+    size = weights.shape[0]
+    total = 0.0
+    everything = True
+    for _ in range(max_sweeps):
+        gained = 0.0
+        for j in range(size):
+            old = weights[j]
+            curvature = bound[j, j]
+            if curvature == 0.0 or (old == 0.0 and not everything):
+                continue
+            pull = curvature * old - slope[j]
+            new = 0.0
+            if pull > lasso:
+                new = (pull - lasso) / (curvature + ridge)
+            elif pull < -lasso:
+                new = (pull + lasso) / (curvature + ridge)
+            if new != old:
+                change = new - old
+                weights[j] = new
+                gained += 0.5 * (curvature + ridge) * change * change
+                row = bound[j]
+                for i in range(size):
+                    slope[i] += change * row[i]
+        total += gained
+        small = gained <= tolerance * total
+        if small and everything:
+            break
+        everything = small
+    return total

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.probing.features import FeatureSet
 from neuronlake.analysis.probing.kernels import scale
 from neuronlake.analysis.source import LakeSource
+from neuronlake.store.errors import InputError
 
 _ARRAY_TILE_ROWS = 8192
 _ALONE_BYTES = 512 << 20  # tiles above 512 MiB are read one at a time
@@ -79,10 +80,37 @@ class LakeMatrix:
                 out[:, part] = self._source.read_block(layer=layer, block=block, neurons=chosen, site=self._site)[rows]
         scale(out, self._centre, self._factor)
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: Any) -> "LakeMatrix":
+        """Return the matrix of some rows, still unread: ``matrix[rows]``, rows a slice, mask, or ascending numbers.
+
+        What scikit-learn's splitters ask for, also as ``matrix[rows, ...]``.
+
+        Raises
+        ------
+        InputError
+            When the rows are not in ascending order, or columns are asked for.
+        """
+        if isinstance(chosen, tuple):
+            if len(chosen) != 2 or chosen[1] is not Ellipsis:
+                raise InputError("the neurons of a LakeMatrix are chosen when it is made: index its rows only")
+            chosen = chosen[0]
+        places = np.atleast_1d(np.arange(len(self))[chosen])
+        if np.any(np.diff(places) <= 0):
+            raise InputError("the rows of a LakeMatrix are read in the order in which they are stored: sort the row numbers")
+        rows = np.zeros_like(self.rows)
+        rows[np.flatnonzero(self.rows)[places]] = True
+        return self._other(rows, self._centre, self._factor)
+
     def scaled(self, centre: NDArray[np.float64], factor: NDArray[np.float64]) -> "LakeMatrix":
         """Return the matrix of (x − centre)·factor, computed as it is read; centre and factor (features,)."""
-        other = LakeMatrix(self._source, self._features, self.rows, site=self._site)
-        other._centre, other._factor = centre.astype(np.float32), factor.astype(np.float32)
+        return self._other(self.rows, centre.astype(np.float32), factor.astype(np.float32))
+
+    def _other(self, rows: NDArray[np.bool_], centre: NDArray[np.float32], factor: NDArray[np.float32]) -> "LakeMatrix":
+        other = LakeMatrix(self._source, self._features, rows, site=self._site)
+        other._centre, other._factor = centre, factor
         return other
 
 

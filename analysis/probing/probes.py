@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.execute import Progress, run_all
+from neuronlake.analysis.probing.elastic_net import nonzero_features
 from neuronlake.analysis.probing.features import FeatureSet, chosen_neurons, top_features, whole_layers
-from neuronlake.analysis.probing.fitting import Fitting
-from neuronlake.analysis.probing.linear import Problem
+from neuronlake.analysis.probing.fitting import ELASTIC_NET, Fitting
+from neuronlake.analysis.probing.linear import LinearClassifier, Problem
 from neuronlake.analysis.probing.result import ProbeResult, ProbeResults
 from neuronlake.analysis.probing.sampled import MOST_FEATURES, SAMPLED, SampledFitting
 from neuronlake.analysis.probing.scoring import Predictions, score
@@ -227,10 +228,14 @@ def _probe_set(
                 features=columns.features.size if chosen is None else len(chosen),
                 random_features=len(draws[0]) if draws else 0,
                 constant=constant,
-                fitted={**settings.fit.as_dict(), **how},
+                fitted={**settings.fit.as_dict(), **how, **_sparsity(settings, classifiers[mine[0]])},
             )
         )
     return results
+
+
+def _sparsity(settings: ProbeSettings, classifier: LinearClassifier) -> dict[str, int]:
+    return {"n_nonzero": nonzero_features(classifier)} if settings.classifier == ELASTIC_NET else {}
 
 
 def _pool(

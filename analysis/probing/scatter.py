@@ -57,6 +57,10 @@ class ClassSums:
     total: NDArray[np.float64]
     """Σ(x − centre), (tags, D)."""
 
+    def plus(self, other: "ClassSums") -> "ClassSums":
+        """Return the sums with those of other rows about the same centre added."""
+        return ClassSums(count=self.count + other.count, total=self.total + other.total)
+
 
 def centre_of(matrix: Matrix) -> NDArray[np.float64]:
     """Mean of the first tile: near enough to the overall mean for sums about it not to cancel; float64 (D,)."""

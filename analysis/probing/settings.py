@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from neuronlake.analysis.probing.features import NeuronRef
-from neuronlake.analysis.probing.fitting import LINEAR, PENALTIES, FitSettings
+from neuronlake.analysis.probing.fitting import ELASTIC_NET, LINEAR, PENALTIES, FitSettings
 from neuronlake.analysis.probing.sampled import BINARY, SAMPLED
 from neuronlake.analysis.probing.task import TaskSettings
 from neuronlake.analysis.rankers import get_ranker
@@ -52,19 +52,23 @@ class ProbeSettings:
     """Ranker that `top_k` neurons are chosen by."""
     classifier: str = "logistic"
     """``logistic`` (multinomial) or ``svm`` (squared hinge, one tag against the rest), streamed over the training tokens;
-    ``lda`` or ``ridge``, in closed form from covariances that the lake keeps. From a sample of the training tokens in
-    memory: ``gaussian``, a Gaussian per tag, whose `k` neurons are chosen by their information (`GaussianProbe`); with
-    `tag`, ``cav``, a direction (`CAVProbe`), and ``car``, a region (`CARProbe`)."""
+    ``lda`` or ``ridge``, in closed form from covariances that the lake keeps; ``elastic_net`` (multinomial logistic,
+    sparse), streamed, with these covariances. From a sample of the training tokens in memory: ``gaussian``, a Gaussian per
+    tag, whose `k` neurons are chosen by their information (`GaussianProbe`); with `tag`, ``cav``, a direction (`CAVProbe`),
+    and ``car``, a region (`CARProbe`)."""
     shrinkage: float = 0.01
     """Of ``lda``: λ of its covariance, above 0 and at most 1."""
     penalty: float | None = None
     """Of the others: λ per token, positive; None means 0.001, for ``svm`` 1/64. scikit-learn's C is 1/(λ·tokens)."""
+    l1_ratio: float = 0.5
+    """Of ``elastic_net``: share of λ that goes to Σ|w|, which sets weights to zero; the rest to ½·Σw²; 0 … 1."""
     epochs: int = 4
-    """Of the streamed classifiers: passes in mini-batches."""
-    max_passes: int = 10
-    """Of the streamed classifiers: most full passes after that, by L-BFGS; 0 leaves it at the mini-batches."""
+    """Of ``logistic`` and ``svm``: passes in mini-batches."""
+    max_passes: int | None = None
+    """Of the streamed classifiers: most full passes after that, by L-BFGS (None means 10); 0 leaves it at the mini-batches.
+    Of ``elastic_net``: most proximal steps, a pass each (None means 60)."""
     tolerance: float = 1e-4
-    """Relative decrease of the objective at which L-BFGS ends."""
+    """Relative decrease of the objective at which these end."""
     split: str = "document"
     """What is held out: ``document``, or ``sentence`` where there are too few documents."""
     test_share: float = 0.2
@@ -93,6 +97,8 @@ class ProbeSettings:
             raise InputError(f"shrinkage must be above 0 and at most 1, got {self.shrinkage}")
         if self.penalty is not None and not self.penalty > 0:
             raise InputError(f"penalty must be above 0, got {self.penalty}")
+        if not 0 <= self.l1_ratio <= 1:
+            raise InputError(f"l1_ratio must lie between 0 and 1, got {self.l1_ratio}")
         if self.neurons is not None and (self.layer is not None or self.top_k is not None):
             raise InputError("neurons are given: layer and top_k would choose others; give only one of them")
         if self.tag is not None and self.tags is not None:
@@ -110,6 +116,8 @@ class ProbeSettings:
                 raise InputError(f"{name} must be at least {least}, got {value}")
         if self.epochs == self.max_passes == 0:
             raise InputError("epochs and max_passes are both 0: nothing would be fitted")
+        if self.classifier == ELASTIC_NET and self.max_passes == 0:
+            raise InputError("max_passes is 0: elastic_net has no mini-batches, nothing would be fitted")
         if not 0 < self.random_share <= 1:
             raise InputError(f"random_share must be above 0 and at most 1, got {self.random_share}")
         get_ranker(self.method)
@@ -135,4 +143,6 @@ class ProbeSettings:
     def fit(self) -> FitSettings:
         """Those that decide how classifiers are fitted."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(FitSettings)}
-        return FitSettings(**values | {"penalty": self.penalty or PENALTIES.get(self.classifier, 0.0)})
+        passes = (60 if self.classifier == ELASTIC_NET else 10) if self.max_passes is None else self.max_passes
+        penalty = self.penalty or PENALTIES.get(self.classifier, 0.0)
+        return FitSettings(**values | {"penalty": penalty, "max_passes": passes})

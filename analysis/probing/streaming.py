@@ -6,16 +6,15 @@ are within half a point of the optimum's accuracy where plain gradient steps nee
 their variances differ. L-BFGS over full passes, in the coordinates that the bound makes round, then converges.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.probing.kernels import hinge_residuals, logistic_residuals, take_columns
 from neuronlake.analysis.probing.linear import LinearClassifier, Problem
 from neuronlake.analysis.probing.matrix import Matrix, stream
+from neuronlake.analysis.probing.passes import LOSSES, Fit, Group, Loss, alike, slopes
 from neuronlake.analysis.probing.survey import Survey
 
 _BATCH = 1024
@@ -25,34 +24,6 @@ _MOMENTUM = 0.9
 _RATE = 0.5  # of the step that the bound allows, falling to nothing over all epochs
 _DAMPING = 1e-4  # smallest curvature assumed
 _CORRECTIONS = 10  # pairs of vectors that L-BFGS remembers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """A loss of scores and tags."""
-
-    residuals: Callable[[Any, Any, int], float]
-    curvature: float
-    """The Hessian in the scores is at most this times the identity."""
-
-
-LOSSES = {
-    "logistic": Loss(residuals=logistic_residuals, curvature=0.5),
-    "svm": Loss(residuals=hinge_residuals, curvature=2.0),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What came of it."""
-
-    classifiers: list[LinearClassifier] = field(repr=False)
-    """In the order of the problems."""
-    objective: float
-    """Mean loss and penalty, summed over the problems; NaN without a full pass."""
-    passes: int
-    """Full passes after the mini-batch epochs."""
-    converged: bool
 
 
 def fit_streaming(
@@ -97,10 +68,7 @@ def fit_streaming(
         Of the orders.
     """
     scaled = matrix.scaled(survey.standard.centre, survey.standard.factor)
-    groups = [
-        _Group(members, problems[members[0]].columns, labellings, problems, survey, tags, LOSSES[loss], penalty)
-        for members in _alike(problems)
-    ]
+    groups = [_Group(members, labellings, problems, survey, tags, LOSSES[loss], penalty) for members in alike(problems)]
     if matrix.shape[0] < _FEW_ROWS:
         max_passes = max(max_passes, _FEW_ROWS_PASSES)
     elif epochs:
@@ -119,22 +87,12 @@ def fit_streaming(
     )
 
 
-def _alike(problems: Sequence[Problem]) -> list[list[int]]:
-    """Places of the problems that use the same features: their products are made together."""
-    groups: dict[bytes | None, list[int]] = {}
-    for place, problem in enumerate(problems):
-        key = None if problem.columns is None else problem.columns.tobytes()
-        groups.setdefault(key, []).append(place)
-    return list(groups.values())
-
-
-class _Group:
-    """Problems on the same features: weights side by side, float64 (D, problems·tags)."""
+class _Group(Group):
+    """Problems on the same features, and the roots of the bound that makes their coordinates round."""
 
     def __init__(
         self,
         members: list[int],
-        columns: NDArray[np.int64] | None,
         labellings: Sequence[NDArray[np.int16]],
         problems: Sequence[Problem],
         survey: Survey,
@@ -144,35 +102,20 @@ class _Group:
     ):
         from scipy.linalg import cholesky
 
-        self.members, self.columns, self.tags, self.loss, self.penalty = members, columns, tags, loss, penalty
-        self.codes = np.stack([labellings[problems[place].labelling] for place in members], axis=1)
-        self._taken: NDArray[Any] = np.empty((0, 0))
-        self.parts = _parts(survey, columns)
+        self.penalty = penalty
+        self.parts = _parts(survey, problems[members[0]].columns)
         self.roots = []
         for _, correlation in self.parts:
             bound = loss.curvature * survey.spread * correlation
             bound[np.diag_indices_from(bound)] += max(penalty, _DAMPING * loss.curvature)
             self.roots.append(cholesky(bound, lower=True, overwrite_a=True, check_finite=False))
-        size = sum(len(correlation) for _, correlation in self.parts)
-        self.weights = np.zeros((size, len(members) * tags))
-        counts = np.stack([np.bincount(codes, minlength=tags) for codes in self.codes.T])
-        shares = np.maximum(counts, 0.5) / len(self.codes)
-        self.bias = (np.log(shares) if loss is LOSSES["logistic"] else 2 * shares - 1).ravel()
+        features = sum(len(correlation) for _, correlation in self.parts)
+        super().__init__(members, labellings, problems, features=features, tags=tags, loss=loss)
 
     @property
     def size(self) -> int:
         """Number of weights and biases."""
         return self.weights.size + self.bias.size
-
-    def take(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the features used, (n, features): values themselves, or a buffer that the next call overwrites."""
-        if self.columns is None:
-            return values
-        if len(self._taken) < len(values) or self._taken.dtype != values.dtype:
-            self._taken = np.empty((len(values), len(self.columns)), dtype=values.dtype)
-        out = self._taken[: len(values)]
-        take_columns(values, self.columns, out)
-        return out
 
     def whiten(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """Gradient in the coordinates V = Rᵀ·W in which the bound is the identity: R⁻¹·gradient."""
@@ -198,17 +141,6 @@ class _Group:
         from scipy.linalg import cho_solve
 
         return [(part, cho_solve((root, True), np.eye(len(root))).astype(dtype)) for (part, _), root in self._each()]
-
-    def classifiers(self) -> dict[int, LinearClassifier]:
-        """Return the classifier of every member."""
-        return {
-            place: LinearClassifier(
-                weights=self.weights[:, at * self.tags : (at + 1) * self.tags].copy(),
-                bias=self.bias[at * self.tags : (at + 1) * self.tags].copy(),
-                columns=self.columns,
-            )
-            for at, place in enumerate(self.members)
-        }
 
     def _each(self) -> Any:
         return zip(self.parts, self.roots, strict=True)
@@ -256,13 +188,14 @@ class _Momentum:
         self.weights, self.bias = group.weights.astype(dtype), group.bias.astype(dtype)
         self._speed, self._bias_speed = np.zeros_like(self.weights), np.zeros_like(self.bias)
         self._inverses = group.inverses(dtype)
+        self._losses = np.zeros(len(group.members))  # nobody asks for these
 
     def step(self, values: NDArray[Any], codes: NDArray[np.int16], rate: float) -> None:
         group = self.group
         used = group.take(values)
         scores = used @ self.weights
         scores += self.bias
-        group.loss.residuals(scores, codes, group.tags)
+        group.loss.residuals(scores, codes, group.tags, self._losses)
         scores /= len(used)
         gradient = used.T @ scores
         gradient += gradient.dtype.type(group.penalty) * self.weights
@@ -325,22 +258,8 @@ def objective_and_gradients(
     matrix: Matrix, groups: Sequence[_Group]
 ) -> tuple[float, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
     """Objective summed over all problems, and the gradient in every group's weights and biases: one pass."""
-    rows = matrix.shape[0]
-    gradients = [(np.zeros_like(group.weights), np.zeros_like(group.bias)) for group in groups]
-    narrow = [(group.weights.astype(matrix.dtype), group.bias.astype(matrix.dtype)) for group in groups]
-    loss = 0.0
-    for tile, values in stream(matrix):
-        for group, (weights, bias), (into, into_bias) in zip(groups, narrow, gradients, strict=True):
-            used = group.take(values)
-            scores = used @ weights
-            scores += bias
-            loss += group.loss.residuals(scores, group.codes[tile], group.tags)
-            into += used.T @ scores
-            into_bias += scores.sum(axis=0, dtype=np.float64)
-    objective = loss / rows
-    for group, (into, into_bias) in zip(groups, gradients, strict=True):
-        into /= rows
-        into += group.penalty * group.weights
-        into_bias /= rows
-        objective += 0.5 * group.penalty * float(np.vdot(group.weights, group.weights))
+    objective, gradients = 0.0, []
+    for group, slope in zip(groups, slopes(matrix, groups), strict=True):
+        objective += float(slope.losses.sum()) + 0.5 * group.penalty * float(np.vdot(group.weights, group.weights))
+        gradients.append((slope.weights + group.penalty * group.weights, slope.bias))
     return objective, gradients
