@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from neuronlake.analysis.neuron_columns import column_table, write_columns
     from neuronlake.analysis.neuron_neighbours import neighbours
     from neuronlake.analysis.permutation import permutation_test
+    from neuronlake.analysis.probing.concept import CARProbe, CAVProbe
+    from neuronlake.analysis.probing.concept_null import random_concepts
+    from neuronlake.analysis.probing.elastic_net import ranked_by_weight
     from neuronlake.analysis.probing.estimators import (
         ElasticNetProbe,
         LDAProbe,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
         SparseProbe,
     )
     from neuronlake.analysis.probing.features import FeatureSet
+    from neuronlake.analysis.probing.gaussian import GaussianProbe
     from neuronlake.analysis.probing.labelled import labelled_matrix
     from neuronlake.analysis.probing.probes import probe, probe_sweep
     from neuronlake.analysis.probing.result import ProbeResult, ProbeResults
@@ -54,8 +58,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RANKERS",
+    "CARProbe",
+    "CAVProbe",
     "ElasticNetProbe",
     "FeatureSet",
+    "GaussianProbe",
     "LDAProbe",
     "LabelRequest",
     "LabelVector",
@@ -97,7 +104,9 @@ __all__ = [
     "permutation_test",
     "probe",
     "probe_sweep",
+    "random_concepts",
     "rank",
+    "ranked_by_weight",
     "redundancy_clusters",
     "refine",
     "score",
@@ -122,16 +131,6 @@ _HOMES = {
     "chosen_tokens": ("choose_tokens",),
     "correlation": ("coactivation",),
     "describe": ("describe_neuron",),
-    "probing.estimators": (
-        "ElasticNetProbe",
-        "LDAProbe",
-        "LinearSVMProbe",
-        "LogisticProbe",
-        "RidgeProbe",
-        "SparseProbe",
-    ),
-    "probing.features": ("FeatureSet",),
-    "probing.labelled": ("labelled_matrix",),
     "figure_histogram": ("neuron_histogram",),
     "figure_volcano": ("volcano",),
     "figures": ("layer_class_counts", "layer_tag_heatmap", "tag_bars"),
@@ -141,9 +140,24 @@ _HOMES = {
     "neuron_columns": ("column_table", "write_columns"),
     "neuron_neighbours": ("neighbours",),
     "permutation": ("permutation_test",),
+    "probing.concept": ("CARProbe", "CAVProbe"),
+    "probing.concept_null": ("random_concepts",),
+    "probing.elastic_net": ("ranked_by_weight",),
+    "probing.estimators": (
+        "ElasticNetProbe",
+        "LDAProbe",
+        "LinearSVMProbe",
+        "LogisticProbe",
+        "RidgeProbe",
+        "SparseProbe",
+    ),
+    "probing.features": ("FeatureSet",),
+    "probing.gaussian": ("GaussianProbe",),
+    "probing.labelled": ("labelled_matrix",),
     "probing.probes": ("probe", "probe_sweep"),
     "probing.result": ("ProbeResult", "ProbeResults"),
     "probing.settings": ("ProbeSettings",),
+    "probing.splits": ("Split", "split_documents"),
     "queries": ("describe_lines", "top_tokens"),
     "rankers": ("RANKERS", "Ranker"),
     "ranking": ("rank", "score"),
@@ -152,7 +166,6 @@ _HOMES = {
     "selective": ("SharedCategories", "language_classes", "lape"),
     "significance": ("benjamini_hochberg",),
     "source": ("LakeSource",),
-    "probing.splits": ("Split", "split_documents"),
     "statistics": ("compute_several", "compute_statistics"),
     "tag_building": ("TagListsBuilder", "complete_tag_lists"),
     "textualization": ("textualize",),

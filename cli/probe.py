@@ -32,7 +32,7 @@ def add_commands(commands: Any) -> None:
         "probe",
         "train probes of a label and test them on held-out documents, beside baselines and controls",
         "neuronlake probe my.lake --by upos --layer 8\n"
-        "neuronlake probe my.lake --layer each --classifier lda --out layers.parquet --figures pictures\n"
+        "neuronlake probe my.lake --classifier lda --out layers.parquet --figures pictures   # every layer\n"
         "neuronlake probe my.lake --k 1 2 4 8 16 32 64             # few neurons, from any layer\n"
         "neuronlake probe my.lake --top-k 10 --tags NOUN VERB ADJ ADV   # the 10 best neurons of each tag\n"
         "neuronlake probe my.lake --layer 8 --shift 0 1 2 4         # tags of words still to come\n"
@@ -46,9 +46,9 @@ def add_commands(commands: Any) -> None:
         "--layer",
         nargs="+",
         type=_layer,
-        default=["all"],
         metavar="L|all|each",
-        help="layers whose neurons are used together (default: all); each: one probe per layer",
+        help="layers whose neurons are used together, or chosen from; each: one probe per layer "
+        "(default: each; all where --k, --top-k or --neurons choose)",
     )
     parser.add_argument("--neurons", nargs="+", metavar="NEURON", help="exactly these, as in L12.N345")
     parser.add_argument(
@@ -148,10 +148,11 @@ def _run(options: argparse.Namespace) -> int:
 def _probes(options: argparse.Namespace) -> list["ProbeResult"]:
     from neuronlake.analysis import probe_sweep
 
-    each = options.layer == ["each"]
-    if not each and len(options.layer) > 1 and {"all", "each"} & set(options.layer):
+    chosen = any(value is not None for value in (options.k, options.top_k, options.neurons))
+    layers = options.layer or ["all" if chosen else "each"]
+    if len(layers) > 1 and {"all", "each"} & set(layers):
         raise InputError("--layer takes layer numbers, or 'all', or 'each'")
-    if options.neurons is not None and options.layer != ["all"]:
+    if options.neurons is not None and options.layer is not None:
         raise InputError("--neurons names the neurons: --layer would choose others; give only one of them")
     lake = open_for_question(options.lake)
     other = None if options.test is None else open_for_question(options.test)
@@ -159,8 +160,8 @@ def _probes(options: argparse.Namespace) -> list["ProbeResult"]:
         results = probe_sweep(
             lake,
             options.by,
-            over="layer" if each else "all",
-            layers=None if options.layer[0] in ("all", "each") else options.layer,
+            over="layer" if layers == ["each"] else "all",
+            layers=None if layers[0] in ("all", "each") else layers,
             ks=options.k,
             shifts=options.shift,
             test=other,

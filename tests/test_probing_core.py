@@ -173,7 +173,7 @@ def test_streamed_problems_reach_the_optimum_together():
     assert found.objective == pytest.approx(total, abs=1e-8)
 
 
-@pytest.mark.parametrize(("dense", "quick_agreement"), [(4096, 0.98), (10, 0.8)])
+@pytest.mark.parametrize(("dense", "quick_agreement"), [(4096, 0.96), (10, 0.8)])
 def test_mini_batches_then_full_passes_equal_scikit_learn(dense, quick_agreement, monkeypatch):
     """On rows enough for mini-batches; the second time with covariances of parts only, as of many layers."""
     monkeypatch.setattr(survey_module, "DENSE", dense)
