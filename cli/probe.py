@@ -23,6 +23,8 @@ _CONTROLS = {
     "random_neurons": "random neurons",
 }
 _FORMATS = ("png", "svg", "pdf")
+_FEW_DOCUMENTS = 10
+_FEW_KNOWN = 0.1
 
 
 def add_commands(commands: Any) -> None:
@@ -62,7 +64,8 @@ def add_commands(commands: Any) -> None:
         "--classifier",
         default="logistic",
         metavar="NAME",
-        help="logistic (default), svm, elastic_net; lda, ridge: closed form, from covariances that the lake keeps",
+        help="logistic (default), svm, elastic_net; lda, ridge: closed form, from covariances that the lake keeps; "
+        "gaussian with --k; cav, car with --tag",
     )
     parser.add_argument("--shrinkage", type=float, default=0.01, help="of lda's covariance (default: 0.01)")
     parser.add_argument("--penalty", type=float, help="per token, of the others (default: 0.001; svm: 1/64)")
@@ -78,7 +81,9 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--test-share", type=float, default=0.2, metavar="SHARE", help="share held out (default: 0.2)")
     parser.add_argument("--seed", type=int, default=0, help="of the split and of every random draw (default: 0)")
-    parser.add_argument("--controls", type=int, default=1, metavar="N", help="control tasks fitted (default: 1)")
+    parser.add_argument(
+        "--controls", type=int, default=1, metavar="N", help="control tasks and shuffled labels (default: 1)"
+    )
     parser.add_argument("--random-draws", type=int, default=10, metavar="N", help="draws of random neurons (default: 10)")
     add_pass_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all scores: .parquet, .csv or .json")
@@ -92,7 +97,12 @@ def print_probe(result: "ProbeResult", console: Console | None = None) -> None:
     console = console or output()
     grid = table("", ">accuracy", "95 %", ">macro-F1", "")
     grid.add_row(
-        "probe", number(result.accuracy), _interval(result.intervals["accuracy"]), number(result.macro_f1), "", style="bold"
+        "probe",
+        number(result.accuracy),
+        _interval(result.intervals["accuracy"]),
+        number(result.macro_f1),
+        f"{result.counts['n_features']:,} neurons, balanced accuracy {number(result.balanced_accuracy)}",
+        style="bold",
     )
     for name, scores in {**result.baselines, **result.controls}.items():
         grid.add_row(_CONTROLS[name], number(scores["accuracy"]), "", number(scores["macro_f1"]), _remark(result, name))
@@ -133,15 +143,17 @@ def _run(options: argparse.Namespace) -> int:
     found = _probes(options)
     if options.out is not None:
         write_results(found, options.out)
-    drawn = [] if options.figures is None else _draw(found, options.figures, options.format)
     if options.json:
         print_json(found[0].to_dict() if len(found) == 1 else [each.to_dict() for each in found])
     elif len(found) == 1:
         _print_one(found[0])
     else:
         _print_several(found)
+    drawn = [] if options.figures is None else _draw(found, options.figures, options.format)
     for path in [*([] if options.out is None else [options.out]), *drawn]:
         messages().print(f"wrote {path}", markup=False)
+    if options.figures is not None and not drawn:
+        messages().print("no figure for several layers, neurons or shifts at once: sweep over one of them")
     return 0
 
 
@@ -163,7 +175,7 @@ def _probes(options: argparse.Namespace) -> list["ProbeResult"]:
             over="layer" if layers == ["each"] else "all",
             layers=None if layers[0] in ("all", "each") else layers,
             ks=options.k,
-            shifts=options.shift,
+            shifts=list(dict.fromkeys(options.shift)),
             test=other,
             scheduler=options.scheduler,
             progress=report,
@@ -206,7 +218,7 @@ def _print_one(result: "ProbeResult") -> None:
         )
     console.print()
     console.print(grid)
-    _print_counts(result, console)
+    _print_counts([result], console)
 
 
 def _print_several(results: Sequence["ProbeResult"]) -> None:
@@ -233,28 +245,57 @@ def _print_several(results: Sequence["ProbeResult"]) -> None:
             number(result.baselines["majority"]["accuracy"]),
         )
     console.print(grid)
-    _print_counts(results[0], console)
+    _print_counts(results, console)
 
 
-def _print_counts(result: "ProbeResult", console: Console) -> None:
-    counts, settings = result.counts, result.settings
-    split = "another lake" if settings["split"] is None else f"held-out {settings['split']}s"
-    console.print(
-        f"\nlearned from {counts['n_train']:,} tokens of {counts['n_train_documents']:,} documents, tested on "
-        f"{counts['n_test']:,} of {counts['n_test_documents']:,} ({split}, seed {settings['seed']})"
-    )
-    if settings["bootstrap"]["without"]:
-        console.print(f"no intervals: {settings['bootstrap']['without']}")
-    if counts["n_constant_features"]:
-        console.print(f"neurons that are constant over the training tokens: {counts['n_constant_features']:,}")
-    if settings.get("converged") is False:
+def _print_counts(results: Sequence["ProbeResult"], console: Console) -> None:
+    """Print what the scores rest on, and whatever is out of the ordinary in any of the results."""
+    for counts, settings in {str(result.settings["shift"]): (result.counts, result.settings) for result in results}.values():
+        split = "another lake" if settings["split"] is None else f"held-out {settings['split']}s"
+        console.print(
+            f"\nlearned from {counts['n_train']:,} tokens of {_documents(counts['n_train_documents'])}, tested on "
+            f"{counts['n_test']:,} of {_documents(counts['n_test_documents'])} ({split}, seed {settings['seed']}"
+            + (")" if settings["shift"] == 0 else f", shift {settings['shift']})")
+        )
+        known = counts["n_test_known_words"] / counts["n_test"]
+        if known < _FEW_KNOWN:
+            console.print(f"words: {known:.0%} of the test tokens' words occur in training: controls by word say little")
+        if settings["bootstrap"]["without"]:
+            console.print(f"no intervals: {settings['bootstrap']['without']}")
+        elif counts["n_test_documents"] < _FEW_DOCUMENTS:
+            console.print(
+                f"intervals of {counts['n_test_documents']} documents are too narrow: their true level is below 95 %"
+            )
+    constant = max(result.counts["n_constant_features"] for result in results)
+    if constant:
+        console.print(f"neurons that are constant over the training tokens: {constant:,}{_at_most(results)}")
+    stopped = [result for result in results if result.settings.get("converged") is False]
+    if stopped:
+        settings = stopped[0].settings
         before = f"{settings['epochs']} epochs and " if "epochs" in settings else ""
-        console.print(f"stopped after {before}{settings['passes']} passes, before convergence")
-    if "n_nonzero" in settings:
-        console.print(f"neurons with a weight for any tag: {settings['n_nonzero']:,} of {counts['n_features']:,}")
-    if result.dropped:
-        shown = ", ".join(sorted(result.dropped)[:20]) + (" …" if len(result.dropped) > 20 else "")
-        console.print(f"left out, fewer than two training tokens: {shown}", markup=False)
+        which = "" if len(results) == 1 else f"{len(stopped)} of {len(results)} "
+        console.print(f"{which}stopped after {before}{settings['passes']} passes, before convergence")
+    asked, got = max(results[0].settings["k"] or [0]), max(result.counts["n_features"] for result in results)
+    if asked > got:
+        console.print(f"--k {asked}: only {got} neurons were chosen, the others are constant or repeat them")
+    for result in results[:1]:
+        if "n_nonzero" in result.settings:
+            console.print(
+                f"neurons with a weight for any tag: {result.settings['n_nonzero']:,} of {result.counts['n_features']:,}"
+            )
+    dropped = sorted({tag for result in results for tag in result.dropped})
+    if dropped:
+        shown = ", ".join(dropped[:20]) + (" …" if len(dropped) > 20 else "")
+        tokens = max(sum(result.dropped.values()) for result in results)
+        console.print(f"left out, fewer than two training tokens: {shown} ({tokens:,} tokens)", markup=False)
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document" + ("" if count == 1 else "s")
+
+
+def _at_most(results: Sequence["ProbeResult"]) -> str:
+    return "" if len(results) == 1 else " at most"
 
 
 def _draw(results: Sequence["ProbeResult"], folder: Path, suffix: str) -> list[Path]:
@@ -277,8 +318,9 @@ def _draw(results: Sequence["ProbeResult"], folder: Path, suffix: str) -> list[P
         ]
         if all(result.selectivity is not None for result in results):
             drawn.append(figures.selectivity_figure(rows, folder / f"selectivity-by-layer.{suffix}"))
-    if len(layers) == 1 and len(sizes) > 1:
+    shifts = {result.settings["shift"] for result in results}
+    if len(layers) == len(shifts) == 1 and len(sizes) > 1:
         drawn.append(figures.accuracy_by_features(rows, folder / f"accuracy-by-neurons.{suffix}"))
-    if len({result.settings["shift"] for result in results}) > 1 and len(layers) == len(sizes) == 1:
+    if len(shifts) > 1 and len(layers) == len(sizes) == 1:
         drawn.append(figures.accuracy_by_shift(rows, folder / f"accuracy-by-shift.{suffix}"))
     return drawn

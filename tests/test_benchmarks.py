@@ -31,7 +31,11 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
             "document_draws=1, sentences=40)",
             "| f_statistic, textbook | ",
         ),
-        ("probes", "run(sentences=60, peer_layers=(0,), peer_iterations=5)", "| svm, all layers | "),
+        (
+            "probes",
+            "run(sentences=40, peer_layers=(0,), peer_iterations=5, blocks=(1, 2))",
+            "| svm, all layers | ",
+        ),
         ("queries", "run(sentences=60, neurons=4)", "| one column against its layer | "),
         ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
         (

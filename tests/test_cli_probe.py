@@ -1,5 +1,6 @@
 """`neuronlake probe` as a user types it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ def lakes(tmp_path_factory):
     for number, name in enumerate(("a.lake", "b.lake")):
         rng = np.random.default_rng(number)
         spec = make_spec(layers=2, neurons=12, block_rows=64, chunk_neurons=4, encoding="float16")
+        spec = dataclasses.replace(spec, plan={**spec.plan, "corpus": {"kind": "synthetic", "name": name}})
         sentences = random_sentences(rng, 900, tags=("ADJ", "NOUN", "VERB"), documents=12)
         record, rows = plan_lake(folder / name, spec, sentences)
         tags = [word.labels["upos"] for sequence in sentences for word in sequence.sentences[0].words]

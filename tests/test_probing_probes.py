@@ -135,7 +135,7 @@ def test_constant_features_are_harmless():
     assert probe(lake, layer=2).accuracy == after.accuracy
     for layer in lake.layers:
         lake.values[layer][:] = 1
-    with pytest.raises(InputError, match=r"none of the 20 neurons varies over the \d+ training tokens"):
+    with pytest.raises(InputError, match=r"none of the 20 neurons of layer 0, 2 varies over the \d+ training tokens"):
         probe(lake)
 
 
@@ -178,7 +178,7 @@ def test_logistic_regression_equals_scikit_learn(penalty):
 
 def test_convergence_is_reported(monkeypatch):
     assert probe(planted(), layer=2).settings["converged"] is True
-    monkeypatch.setattr(streaming, "_FEW_ROWS_PASSES", 1)
+    monkeypatch.setattr(streaming, "_PASSES_OF_FEW", 1)
     assert probe(planted(), layer=2, max_passes=2).settings["converged"] is False
 
 

@@ -17,7 +17,7 @@ from neuronlake.analysis.probing.matrix import LakeMatrix
 from neuronlake.analysis.probing.passes import LOSSES
 from neuronlake.analysis.probing.scatter import ClassSums, Scatter, gather_sums
 from neuronlake.analysis.probing.selection import select_forward
-from neuronlake.analysis.probing.streaming import fit_streaming
+from neuronlake.analysis.probing.streaming import FEW_ROWS, fit_streaming
 from neuronlake.analysis.probing.survey import DENSE, Survey, survey
 from neuronlake.analysis.probing.task import Task
 from neuronlake.analysis.source import LakeSource
@@ -75,8 +75,7 @@ class Fitting:
         self._test = LakeMatrix(task.test_source, features, task.test_rows, site=settings.site)
 
     @cached_property
-    def scatter(self) -> Scatter:
-        """Of the training rows."""
+    def _scatter(self) -> Scatter:
         settings = self._settings
         return scatter_of_rows(
             self._source,
@@ -88,9 +87,26 @@ class Fitting:
         )
 
     @cached_property
+    def scatter(self) -> Scatter:
+        """Of the training rows.
+
+        As it may be a small difference of large sums, its diagonal is that of a pass over the rows themselves: a neuron
+        that fires in test documents only is constant, not rounding.
+        """
+        scatter = self._scatter
+        scatter.gram[np.diag_indices_from(scatter.gram)] = self._sums[1]
+        return scatter
+
+    @property
     def sums(self) -> list[ClassSums]:
         """Of every labelling."""
-        return gather_sums(self._matrix, self.scatter.centre, self._task.labellings, self.tags)
+        return self._sums[0]
+
+    @cached_property
+    def _sums(self) -> tuple[list[ClassSums], NDArray[np.float64]]:
+        squares = np.zeros(self.features.size)
+        centre = self._scatter.centre
+        return gather_sums(self._matrix, centre, self._task.labellings, self.tags, squares=squares), squares
 
     @cached_property
     def survey(self) -> Survey:
@@ -125,8 +141,8 @@ class Fitting:
         constant = int(np.count_nonzero(factor == 0))
         if constant == len(factor):
             raise InputError(
-                f"none of the {constant} neurons varies over the {self._matrix.shape[0]} training tokens: there is nothing "
-                "to learn from; choose other neurons or layers"
+                f"none of the {constant} neurons of layer {', '.join(map(str, self.features.layers))} varies over the "
+                f"{self._matrix.shape[0]} training tokens: there is nothing to learn from; choose other neurons or layers"
             )
         return constant
 
@@ -178,7 +194,8 @@ class Fitting:
             tolerance=settings.tolerance,
             seed=settings.seed,
         )
-        return found.classifiers, {"passes": found.passes, "converged": found.converged}
+        epochs = {} if self._matrix.shape[0] >= FEW_ROWS else {"epochs": 0}
+        return found.classifiers, {**epochs, "passes": found.passes, "converged": found.converged}
 
     def predict(self, classifiers: Sequence[LinearClassifier]) -> list[NDArray[np.int16]]:
         """Predict the test tokens with each, in one pass."""

@@ -62,7 +62,7 @@ def standard_of(
     deviation = np.sqrt(np.maximum(variance, 0))
     resolution = 4 * np.finfo(np.float32 if dtype == np.float32 else np.float64).eps
     origin = centre + mean
-    constant = deviation <= resolution * np.abs(origin)
+    constant = deviation <= resolution * (np.abs(centre) + np.abs(mean))
     if dtype == np.float32:  # what a float32 matrix takes from its values
         origin = origin.astype(np.float32).astype(np.float64)
     return Standard(centre=origin, factor=np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation)))

@@ -80,6 +80,15 @@ class LakeMatrix:
                 out[:, part] = self._source.read_block(layer=layer, block=block, neurons=chosen, site=self._site)[rows]
         scale(out, self._centre, self._factor)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read all of it into memory: what NumPy, and estimators that cannot do with tiles, ask for."""
+        if copy is False:
+            raise ValueError("a LakeMatrix is read into new memory: it cannot be an array without a copy")
+        values = np.empty(self.shape, dtype=np.float32)
+        for rows, tile in stream(self):
+            values[rows] = tile
+        return values if dtype is None else values.astype(dtype, copy=False)
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -1,12 +1,14 @@
 """Probes: how well do neurons predict a label, on documents never used for fitting or for choosing neurons?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from neuronlake.analysis.execute import Progress, run_all
 from neuronlake.analysis.probing.elastic_net import nonzero_features
@@ -26,6 +28,7 @@ from neuronlake.analysis.source import LakeSource, choose_layers
 from neuronlake.analysis.statistics import statistics_of_labels
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
+from neuronlake.store.parallel import usable_cpus
 
 SCREEN = 100
 """Neurons per tag that k neurons are chosen from, where there are more than can be chosen from at once."""
@@ -56,7 +59,7 @@ def probe(
     Raises
     ------
     InputError
-        When a setting is unknown or contradicts another; when there are fewer than two documents or tags, no neuron
+        When a setting is out of range or contradicts another; when there are fewer than two documents or tags, no neuron
         varies, or the matrices would not fit in `max_bytes`.
     """
     chosen = ProbeSettings(by=by, **settings)
@@ -109,6 +112,8 @@ def probe_sweep(
     InputError
         As `probe` does.
     """
+    if ks is not None and not ks:
+        raise InputError("ks is empty: give the numbers of neurons, or None for all")
     if over not in ("layer", "all"):
         raise InputError(f"over must be 'layer' or 'all', got {over!r}")
     if {"layer", "k", "shift"} & set(settings):
@@ -131,12 +136,23 @@ def probe_sweep(
             if progress is not None:
                 progress(before + done, of * len(shifts or (0,)))
 
-        # one set alone has all cores for its own passes
-        inner = scheduler if len(sets) == 1 else "synchronous"
-        work = partial(_probe_set, source, _task(source, each, test), each, inner, ks=sizes)
+        task = _task(source, each, test)
+        if len(sets) == 1:
+            with _alone():
+                found += _probe_set(source, task, each, scheduler, ks=sizes, **sets[0])
+            report(1, 1)
+            continue
+        work = partial(_probe_set, source, task, each, "synchronous", ks=sizes)
         for results in run_all(work, sets, scheduler=scheduler, blas=True, progress=report):
             found += results
     return ProbeResults(tuple(found))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One set of neurons at a time: a core is left to whoever reads the next tile, or both wait for each other."""
+    with threadpool_limits(max(1, usable_cpus() - 1), user_api="blas"):
+        yield
 
 
 def _task(source: LakeSource, settings: ProbeSettings, test: LakeSource | None) -> Task:
@@ -158,6 +174,10 @@ def check_same_model(source: LakeSource, other: LakeSource) -> None:
             f"the lake to test on has {len(other.layers)} layers of {other.neurons} neurons, the other one "
             f"{len(source.layers)} of {source.neurons}: a probe is tested on the neurons that it learned"
         )
+    if source.fingerprint == other.fingerprint:
+        raise InputError(
+            "the lake to test on holds the same tokens as the one to learn from: leave it out, and documents are held out"
+        )
     if isinstance(source, Lake) and isinstance(other, Lake):
         mine, theirs = (lake.spec.model.get("sha256") for lake in (source, other))
         if mine != theirs:
@@ -177,7 +197,7 @@ def _probe_set(
     ks: Sequence[int] | None,
 ) -> list[ProbeResult]:
     """Probe one set of neurons, and if `ks` are given so many of them each."""
-    pool = _pool(source, task, settings, scheduler, layers, sparse=ks is not None)
+    pool = _pool(source, task, settings, scheduler, layers, most=max(ks or (0,)))
     if settings.classifier == "gaussian" and ks is None and pool.size > MOST_FEATURES:
         raise InputError(
             f"a Gaussian probe of {pool.size} neurons has {pool.size * (pool.size + 1) // 2} covariances per tag: give k, "
@@ -228,7 +248,13 @@ def _probe_set(
                 features=columns.features.size if chosen is None else len(chosen),
                 random_features=len(draws[0]) if draws else 0,
                 constant=constant,
-                fitted={**settings.fit.as_dict(), **how, **_sparsity(settings, classifiers[mine[0]])},
+                fitted={
+                    **settings.fit.as_dict(),
+                    **how,
+                    **_sparsity(settings, classifiers[mine[0]]),
+                    "k": None if ks is None else list(ks),
+                    "chosen_from": pool.size,
+                },
             )
         )
     return results
@@ -245,18 +271,19 @@ def _pool(
     scheduler: Any,
     layers: Sequence[int] | None,
     *,
-    sparse: bool,
+    most: int,
 ) -> FeatureSet:
     """Return the neurons that are used, or that k are chosen from; ranked on training tokens only."""
     if settings.neurons is not None:
         return chosen_neurons(source, settings.neurons)
     whole = whole_layers(source, layers)
     top = settings.top_k
-    if top is None and sparse:
+    if top is None and most:
         if settings.classifier == "gaussian" and whole.size > MOST_FEATURES:
             top = max(1, MOST_FEATURES // len(task.train.tags))
         elif whole.size > DENSE:
-            top = SCREEN
+            # thrice as many as are chosen, since tags share their best neurons
+            top = min(max(SCREEN, -(-3 * most // len(task.train.tags))), DENSE // len(task.train.tags))
     if top is None:
         return whole
     statistics = statistics_of_labels(
@@ -274,6 +301,8 @@ def _pool(
 def _chosen_sets(
     fitting: Any, columns: Columns, ks: Sequence[int]
 ) -> list[tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]]:
-    """Columns of every number of chosen neurons, and of as many random ones."""
+    """Columns of every number of chosen neurons, ascending, and of as many random ones."""
     order = fitting.choose(max(ks), columns.chosen)
-    return [(order[:k], tuple(draw[:k] for draw in columns.draws)) for k in ks]
+    # fewer where the others are constant or repeat those chosen
+    sizes = sorted({min(k, len(order)) for k in ks})
+    return [(order[:size], tuple(draw[:size] for draw in columns.draws)) for size in sizes]

@@ -20,6 +20,8 @@ class ProbeResult:
     accuracy: float
     macro_f1: float
     """Mean F1 of the tags that occur in the test documents or among the predictions."""
+    balanced_accuracy: float
+    """Mean recall of the tags that occur in the test documents."""
     intervals: dict[str, Interval]
     """Of accuracy, macro_f1, selectivity and above_most_frequent_tag; differences are paired by document."""
     tags: tuple[str, ...]
@@ -49,6 +51,7 @@ class ProbeResult:
         return {
             "accuracy": self.accuracy,
             "macro_f1": self.macro_f1,
+            "balanced_accuracy": self.balanced_accuracy,
             "intervals": self.intervals,
             "selectivity": self.selectivity,
             "baselines": self.baselines,

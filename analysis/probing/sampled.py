@@ -30,14 +30,13 @@ class SampledFitting:
         self._task, self._settings = task, settings
         self.features = features
         generator = np.random.default_rng(settings.seed)
-        true = task.labellings[0]
+        count = len(task.labellings[0])
         if settings.classifier == "gaussian":
-            count = min(len(true), _GAUSSIAN_ROWS)
-            chosen = np.sort(generator.choice(len(true), size=count, replace=False))
+            everyone = np.sort(generator.choice(count, size=min(count, _GAUSSIAN_ROWS), replace=False))
+            samples = [everyone] * len(task.labellings)
         else:
-            sides = [np.flatnonzero(true == side) for side in (0, 1)]
-            most = min(_PER_SIDE[settings.classifier], *map(len, sides))
-            chosen = np.sort(np.concatenate([generator.choice(side, size=most, replace=False) for side in sides]))
+            samples = [_balanced(labelling, _PER_SIDE[settings.classifier], generator) for labelling in task.labellings]
+        chosen = np.unique(np.concatenate(samples))
         needed = 3 * 4 * features.size * (len(chosen) + source.block_rows)
         if needed > settings.max_bytes:
             raise InputError(
@@ -46,22 +45,25 @@ class SampledFitting:
             )
         rows = np.zeros(len(task.train_rows), dtype=np.bool_)
         rows[np.flatnonzero(task.train_rows)[chosen]] = True
-        self._labellings = [labelling[chosen] for labelling in task.labellings]
+        self._labellings = [labelling[sample] for labelling, sample in zip(task.labellings, samples, strict=True)]
+        self._samples = [np.searchsorted(chosen, sample) for sample in samples]
         self._matrix = LakeMatrix(source, features, rows, site=settings.site)
         self._test = LakeMatrix(task.test_source, features, task.test_rows, site=settings.site)
 
     @cached_property
     def _values(self) -> NDArray[np.float32]:
-        values = np.empty(self._matrix.shape, dtype=np.float32)
-        for rows, tile in stream(self._matrix):
-            values[rows] = tile
-        return values
+        return np.asarray(self._matrix)
+
+    def _sample(self, labelling: int, columns: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """Values of a labelling's sample, (rows, features)."""
+        values = self._values[self._samples[labelling]]
+        return values if columns is None else values[:, columns]
 
     def choose(self, k: int, among: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Columns of k neurons by their information about the tags, in the order of choice."""
         from neuronlake.analysis.probing.gaussian import GaussianProbe
 
-        values = self._values if among is None else self._values[:, among]
+        values = self._sample(0, among)
         fitted = GaussianProbe(k, estimate="mean", random_state=self._settings.seed).fit(values, self._labellings[0])
         selected: NDArray[np.int64] = fitted.selected_
         return selected if among is None else among[selected]
@@ -74,7 +76,7 @@ class SampledFitting:
         InputError
             When none does.
         """
-        values = self._values if columns is None else self._values[:, columns]
+        values = self._sample(0, columns)
         constant = int(np.count_nonzero(np.ptp(values, axis=0) == 0))
         if constant == values.shape[1]:
             raise InputError(
@@ -88,13 +90,10 @@ class SampledFitting:
         return [
             (
                 each,
-                self._estimator().fit(
-                    self._values if each.columns is None else self._values[:, each.columns],
-                    self._labellings[each.labelling],
-                ),
+                self._estimator().fit(self._sample(each.labelling, each.columns), self._labellings[each.labelling]),
             )
             for each in problems
-        ], {"rows_fitted": len(self._values)}
+        ], {"rows_fitted": len(self._samples[0])}
 
     def predict(self, fitted: Sequence[tuple[Problem, Any]]) -> list[NDArray[np.int16]]:
         """Predict the test tokens with each, in one pass."""
@@ -114,3 +113,10 @@ class SampledFitting:
         if self._settings.classifier == "cav":
             return CAVProbe()
         return CARProbe(per_side=_PER_SIDE["car"], random_state=self._settings.seed)
+
+
+def _balanced(labelling: NDArray[np.int16], most: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """As many rows of either side, at most so many each; ascending."""
+    sides = [np.flatnonzero(labelling == side) for side in (0, 1)]
+    size = min(most, *map(len, sides))
+    return np.sort(np.concatenate([generator.choice(side, size=size, replace=False) for side in sides]))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.probing.kernels import add_class_sums
+from neuronlake.analysis.probing.kernels import add_class_sums, add_moments
 from neuronlake.analysis.probing.matrix import Matrix, stream
 
 # Below, rows·D² products are made in float64 however the values come: it takes less than a second. Above, float32 values
@@ -87,14 +87,25 @@ def gather_scatter(matrix: Matrix, centre: NDArray[np.float64]) -> Scatter:
 
 
 def gather_sums(
-    matrix: Matrix, centre: NDArray[np.float64], labellings: Sequence[NDArray[np.int16]], tags: int
+    matrix: Matrix,
+    centre: NDArray[np.float64],
+    labellings: Sequence[NDArray[np.int16]],
+    tags: int,
+    *,
+    squares: NDArray[np.float64] | None = None,
 ) -> list[ClassSums]:
-    """Gather the class sums of several labellings (each int16 (rows,), 0 … tags − 1) in one pass, about `centre` (D,)."""
+    """Gather the class sums of several labellings (each int16 (rows,), 0 … tags − 1) in one pass, about `centre` (D,).
+
+    Σ(x − centre)² is added to `squares` (D,), if given.
+    """
     size = matrix.shape[1]
     totals = [np.zeros((tags, size)) for _ in labellings]
+    unmoved, ignored = np.zeros(size), np.zeros(size)
     for tile, values in stream(matrix.scaled(centre, np.ones(size))):
         for labelling, total in zip(labellings, totals, strict=True):
             add_class_sums(values, labelling[tile], total)
+        if squares is not None:
+            add_moments(values, unmoved, ignored, squares)
     return [
         ClassSums(count=np.bincount(labelling, minlength=tags).astype(np.int64), total=total)
         for labelling, total in zip(labellings, totals, strict=True)

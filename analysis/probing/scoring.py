@@ -67,6 +67,7 @@ def score(
     return ProbeResult(
         accuracy=float(booted.values["accuracy"][0]),
         macro_f1=float(booted.values["macro_f1"][0]),
+        balanced_accuracy=float(np.mean([scores["recall"] for scores in per_tag.values() if scores["support"]])),
         intervals={
             **{metric: _ends(booted.estimate(metric, 0)) for metric in METRICS},
             "selectivity": selectivity_interval,
@@ -89,6 +90,7 @@ def score(
             "n_test_sentences": _distinct(task.test, task.test.sentences),
             "n_features": features,
             "n_constant_features": constant,
+            "n_test_known_words": round(task.known_words * task.test.tokens),
         },
         dropped=task.dropped,
         neurons=neurons,
@@ -103,7 +105,8 @@ def score(
             "shift": settings.shift,
             "layers": layers,
             "top_k": settings.top_k,
-            "method": settings.method if settings.top_k is not None else None,
+            "method": settings.method,
+            "random_share": settings.random_share,
             **fitted,
             "split": settings.split if task.test_source is source else None,
             "test_share": settings.test_share if task.test_source is source else None,

@@ -1,7 +1,9 @@
 """Everything that decides a probe."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from neuronlake.analysis.probing.features import NeuronRef
@@ -95,8 +97,8 @@ class ProbeSettings:
             raise InputError(f"unknown classifier {self.classifier!r}: known are {', '.join(CLASSIFIERS)}")
         if not 0 < self.shrinkage <= 1:
             raise InputError(f"shrinkage must be above 0 and at most 1, got {self.shrinkage}")
-        if self.penalty is not None and not self.penalty > 0:
-            raise InputError(f"penalty must be above 0, got {self.penalty}")
+        if self.penalty is not None and not 0 < self.penalty < math.inf:
+            raise InputError(f"penalty must be above 0 and finite, got {self.penalty}")
         if not 0 <= self.l1_ratio <= 1:
             raise InputError(f"l1_ratio must lie between 0 and 1, got {self.l1_ratio}")
         if self.neurons is not None and (self.layer is not None or self.top_k is not None):
@@ -112,12 +114,14 @@ class ProbeSettings:
             ("bootstrap_draws", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+            if value is not None and (not isinstance(value, Integral) or value < least):
+                raise InputError(f"{name} must be at least {least}, and whole, got {value}")
         if self.epochs == self.max_passes == 0:
             raise InputError("epochs and max_passes are both 0: nothing would be fitted")
         if self.classifier == ELASTIC_NET and self.max_passes == 0:
             raise InputError("max_passes is 0: elastic_net has no mini-batches, nothing would be fitted")
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise InputError(f"seed must be a whole number from 0, got {self.seed!r}")
         if not 0 < self.random_share <= 1:
             raise InputError(f"random_share must be above 0 and at most 1, got {self.random_share}")
         get_ranker(self.method)
@@ -129,7 +133,7 @@ class ProbeSettings:
             return None
         if isinstance(self.layer, str):
             raise InputError(f"layer must be a number, several, or 'all', got {self.layer!r}")
-        return [self.layer] if isinstance(self.layer, int) else [int(one) for one in self.layer]
+        return [int(self.layer)] if isinstance(self.layer, Integral) else [int(one) for one in self.layer]
 
     @property
     def task(self) -> TaskSettings:

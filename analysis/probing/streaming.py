@@ -18,8 +18,8 @@ from neuronlake.analysis.probing.passes import LOSSES, Fit, Group, Loss, alike, 
 from neuronlake.analysis.probing.survey import Survey
 
 _BATCH = 1024
-_FEW_ROWS = 4 * _BATCH  # of fewer, mini-batches are too few steps, and full passes take no time
-_FEW_ROWS_PASSES = 200
+FEW_ROWS = 4 * _BATCH  # of fewer, mini-batches are too few steps, and full passes take no time
+_PASSES_OF_FEW = 200
 _MOMENTUM = 0.9
 _RATE = 0.5  # of the step that the bound allows, falling to nothing over all epochs
 _DAMPING = 1e-4  # smallest curvature assumed
@@ -69,8 +69,8 @@ def fit_streaming(
     """
     scaled = matrix.scaled(survey.standard.centre, survey.standard.factor)
     groups = [_Group(members, labellings, problems, survey, tags, LOSSES[loss], penalty) for members in alike(problems)]
-    if matrix.shape[0] < _FEW_ROWS:
-        max_passes = max(max_passes, _FEW_ROWS_PASSES)
+    if matrix.shape[0] < FEW_ROWS:
+        max_passes = max(max_passes, _PASSES_OF_FEW)
     elif epochs:
         _mini_batches(scaled, groups, epochs=epochs, seed=seed)
     objective, passes, converged = float("nan"), 0, False

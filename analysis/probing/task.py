@@ -48,6 +48,8 @@ class Task:
     """What each is tested against, (test tokens,) each."""
     kinds: tuple[str, ...]
     """``task``, ``control_task`` … and ``shuffled_labels``."""
+    known_words: float
+    """Share of the test tokens whose word type occurs in the training tokens."""
     baselines: dict[str, NDArray[np.int16]] = field(repr=False)
 
     @property
@@ -92,7 +94,12 @@ def prepare(source: LakeSource, settings: TaskSettings, test_source: LakeSource 
         raise InputError(
             f"the training tokens hold two or more only of {train.tags[0]!r}: a probe needs two values of {settings.by!r}"
         )
-    left_out = {tag: int(n) for tag, n in zip(labels.tags, labels.counts, strict=True) if tag not in train.tags}
+    left_out: dict[str, int] = {}
+    # of one lake without other test tokens, `labels` are those of both sides
+    for side in (labels,) if test_source is None and settings.test_where is None else (labels, test):
+        for tag, count in zip(side.tags, side.counts.tolist(), strict=True):
+            if tag not in train.tags and count:
+                left_out[tag] = left_out.get(tag, 0) + count
     test = test.with_tags(train.tags)
     if not test.tokens:
         raise InputError(
@@ -103,14 +110,14 @@ def prepare(source: LakeSource, settings: TaskSettings, test_source: LakeSource 
     truth = test.codes[test.codes >= 0]
     labellings, truths, kinds = [true], [truth], ["task"]
     types = word_types(source, train, owner, test)
-    if types.count > 1:  # imported recordings may have no words
-        for draw in range(settings.control_draws):
-            drawn, asked = control_labels(types, true, len(train.tags), seed=settings.seed + draw)
-            labellings.append(drawn)
-            truths.append(asked)
+    for draw in range(settings.control_draws):
+        found = control_labels(types, true, len(train.tags), seed=settings.seed + draw)
+        if found is not None:
+            labellings.append(found[0])
+            truths.append(found[1])
             kinds.append("control_task")
-    if settings.control_draws:
-        labellings.append(shuffled_labels(true, seed=settings.seed))
+    for draw in range(settings.control_draws):
+        labellings.append(shuffled_labels(true, seed=settings.seed + draw))
         truths.append(truth)
         kinds.append("shuffled_labels")
     return Task(
@@ -121,6 +128,7 @@ def prepare(source: LakeSource, settings: TaskSettings, test_source: LakeSource 
         labellings=tuple(labellings),
         truths=tuple(truths),
         kinds=tuple(kinds),
+        known_words=types.known,
         baselines=baseline_predictions(source, train, owner, test),
     )
 
