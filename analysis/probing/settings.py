@@ -114,14 +114,14 @@ class ProbeSettings:
             ("bootstrap_draws", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or value < least):
+            if value is not None and not _whole(value, least):
                 raise InputError(f"{name} must be at least {least}, and whole, got {value}")
+        if not _whole(self.seed, 0):
+            raise InputError(f"seed must be a whole number from 0, got {self.seed!r}")
         if self.epochs == self.max_passes == 0:
             raise InputError("epochs and max_passes are both 0: nothing would be fitted")
         if self.classifier == ELASTIC_NET and self.max_passes == 0:
             raise InputError("max_passes is 0: elastic_net has no mini-batches, nothing would be fitted")
-        if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise InputError(f"seed must be a whole number from 0, got {self.seed!r}")
         if not 0 < self.random_share <= 1:
             raise InputError(f"random_share must be above 0 and at most 1, got {self.random_share}")
         get_ranker(self.method)
@@ -133,7 +133,8 @@ class ProbeSettings:
             return None
         if isinstance(self.layer, str):
             raise InputError(f"layer must be a number, several, or 'all', got {self.layer!r}")
-        return [int(self.layer)] if isinstance(self.layer, Integral) else [int(one) for one in self.layer]
+        asked: Any = self.layer
+        return [int(asked)] if isinstance(asked, Integral) else [int(one) for one in asked]
 
     @property
     def task(self) -> TaskSettings:
@@ -150,3 +151,8 @@ class ProbeSettings:
         passes = (60 if self.classifier == ELASTIC_NET else 10) if self.max_passes is None else self.max_passes
         penalty = self.penalty or PENALTIES.get(self.classifier, 0.0)
         return FitSettings(**values | {"penalty": penalty, "max_passes": passes})
+
+
+def _whole(value: Any, least: int) -> bool:
+    """Whether a value is an integer, NumPy's too, of at least so much."""
+    return isinstance(value, Integral) and int(value) >= least
