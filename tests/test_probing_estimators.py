@@ -14,13 +14,16 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from neuronlake.analysis import (
+    CAVProbe,
     ElasticNetProbe,
+    GaussianProbe,
     LDAProbe,
     LinearSVMProbe,
     LogisticProbe,
     RidgeProbe,
     SparseProbe,
     labelled_matrix,
+    ranked_by_weight,
     token_labels,
 )
 from neuronlake.store import open_lake
@@ -333,3 +336,22 @@ def test_nothing_to_choose_from():
         SparseProbe().fit(np.ones((10, 3)), [0, 1] * 5)
     with pytest.raises(InputError, match="40000 classes, at most 32767"):
         LDAProbe().fit(np.ones((100_000, 1)), np.arange(100_000) % 40_000)
+
+
+def test_weights_of_a_fitted_estimator_are_ranked():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6))
+    y = np.where(x[:, 2] + 0.1 * rng.normal(size=300) > 0, "a", "b")
+    fitted = ElasticNetProbe(penalty=0.05).fit(x, y)
+    assert {int(columns[0]) for columns in ranked_by_weight(fitted, 0.5)} == {2}
+
+
+def test_what_needs_its_rows_in_memory_reads_a_lake_matrix():
+    lake = MemoryLake(documents=8, encoding="float32")
+    X, y, _ = labelled_matrix(lake, "upos", layer=np.int64(0))
+    np.testing.assert_array_equal(np.asarray(X), lake.stored(0)[X.rows])
+    concept = y == "NOUN"
+    assert CAVProbe().fit(X, concept).score(X, concept) == CAVProbe().fit(np.asarray(X), concept).score(X, concept)
+    GaussianProbe(2).fit(X, y).predict(X)
+    with pytest.raises(InputError, match="layer must be a number"):
+        labelled_matrix(lake, "upos", layer="all")

@@ -5,6 +5,7 @@ their weight instead of electing one of them (Zou & Hastie 2005). Dalvi et al. (
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,7 +187,7 @@ def nonzero_features(classifier: LinearClassifier) -> int:
     return int(np.count_nonzero(classifier.weights.any(axis=1)))
 
 
-def ranked_by_weight(classifier: LinearClassifier, share: float) -> list[NDArray[np.int64]]:
+def ranked_by_weight(classifier: Any, share: float) -> list[NDArray[np.int64]]:
     """Of every tag, the features that make up a share of its weights' mass, the heaviest first.
 
     The linguistic correlation analysis of Dalvi et al. (2019): features by |w| descending, the fewest whose Σ|w| reaches
@@ -210,6 +211,8 @@ def ranked_by_weight(classifier: LinearClassifier, share: float) -> list[NDArray
 
     Parameters
     ----------
+    classifier
+        A fitted linear estimator such as `ElasticNetProbe`, or its `classifier_`.
     share
         Above 0, at most 1.
 
@@ -225,12 +228,13 @@ def ranked_by_weight(classifier: LinearClassifier, share: float) -> list[NDArray
     """
     if not 0 < share <= 1:
         raise InputError(f"share must be above 0 and at most 1, got {share}")
+    fitted: LinearClassifier = getattr(classifier, "classifier_", classifier)
     found = []
-    for weights in np.abs(classifier.weights.T):
+    for weights in np.abs(fitted.weights.T):
         order = np.argsort(-weights, kind="stable")
         order = order[: np.count_nonzero(weights)]
         mass = np.cumsum(weights[order])
         count = 0 if not len(order) else int(np.searchsorted(mass, share * mass[-1])) + 1
         chosen = order[:count]
-        found.append((chosen if classifier.columns is None else classifier.columns[chosen]).astype(np.int64))
+        found.append((chosen if fitted.columns is None else fitted.columns[chosen]).astype(np.int64))
     return found

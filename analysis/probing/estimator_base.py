@@ -60,15 +60,15 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check_classes(self, of: str) -> None:
         if len(self.classes_) < 2:
-            raise InputError(f"{of} holds one class only, {self.classes_[0]!r}: two or more are needed")
+            raise InputError(f"{of} holds one class only, {str(self.classes_[0])!r}: two or more are needed")
         if len(self.classes_) > _MAX_CLASSES:
             raise InputError(f"{of} holds {len(self.classes_)} classes, at most {_MAX_CLASSES} can be told apart")
 
     def _check_parameters(self) -> None:
         """Refuse what is out of range."""
         values = self.get_params()
-        if values.get("penalty") is not None and not values["penalty"] > 0:
-            raise InputError(f"penalty must be above 0, got {values['penalty']}")
+        if values.get("penalty") is not None and not 0 < values["penalty"] < np.inf:
+            raise InputError(f"penalty must be above 0 and finite, got {values['penalty']}")
         if not 0 < values.get("shrinkage", 1) <= 1:
             raise InputError(f"shrinkage must be above 0 and at most 1, got {values['shrinkage']}")
         if not 0 <= values.get("l1_ratio", 0) <= 1:

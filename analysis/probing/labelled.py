@@ -1,6 +1,8 @@
 """The tokens of a lake that carry a label, as a matrix that is read when it is used."""
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ def labelled_matrix(
     lake: LakeSource,
     by: str = "upos",
     *,
-    layer: int | Sequence[int] | None = None,
+    layer: Any = None,
     neurons: Sequence[NeuronRef] | None = None,
     where: str | None = None,
     subword: str = "last",
@@ -62,7 +64,9 @@ def labelled_matrix(
     if neurons is not None:
         features = chosen_neurons(lake, neurons)
     else:
-        features = whole_layers(lake, [layer] if isinstance(layer, int) else layer)
+        if isinstance(layer, str):
+            raise InputError(f"layer must be a number, several, or None for all, got {layer!r}")
+        features = whole_layers(lake, [int(layer)] if isinstance(layer, Integral) else layer)
     labels = token_labels(lake, by, where=where, subword=subword, shift=shift, min_tokens=min_tokens)
     rows = labels.codes >= 0
     y: NDArray[np.str_] = np.array(labels.tags)[labels.codes[rows]]
