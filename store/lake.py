@@ -224,19 +224,18 @@ class Lake:
     ) -> NDArray[np.float32]:
         """Read one committed block of a layer: float32 (block rows, neurons), padding rows are zero.
 
-        Of whole layers (`neurons` None): `rows` of the block, if given, and no others; `out`, if given, is overwritten and
-        returned.
+        Of whole layers (`neurons` None): only `rows`, if given; `out`, if given, is overwritten and returned.
         """
         self._check(site, layer)
         self._check_block(block)
         if neurons is not None:
-            first = block * self.block_rows
-            return self.read(site=site, layer=layer, rows=slice(first, first + self.block_rows), neurons=neurons)
-        if out is None:
-            out = np.empty((self.block_rows if rows is None else len(rows), self.neurons), dtype=np.float32)
+            every = slice(block * self.block_rows, (block + 1) * self.block_rows)
+            return self.read(site=site, layer=layer, rows=every, neurons=neurons)
+        shape = (self.block_rows if rows is None else len(rows), self.neurons)
+        values = np.empty(shape, dtype=np.float32) if out is None else out
         with self.reader.shard(site, layer, block) as shard:
-            shard.unpack(range(self.reader.chunks), out, rows=rows)
-        return out
+            shard.unpack(range(self.reader.chunks), values, rows=rows)
+        return values
 
     def read_codes(
         self,
@@ -445,8 +444,7 @@ class Lake:
             return
         if not 0 <= block < self.plan.blocks:
             raise InputError(f"no block {block} in {self.path}: it has blocks 0 to {self.plan.blocks - 1}")
-        first = block * self.block_rows
         raise InputError(
-            f"rows {first} to {first + self.block_rows - 1} (block {block}) of {self.path} are not extracted yet: "
+            f"rows {block * self.block_rows} to {(block + 1) * self.block_rows - 1} (block {block}) of {self.path} are not extracted yet: "
             "run the command that began the lake again"
         )

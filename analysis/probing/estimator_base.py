@@ -1,6 +1,7 @@
 """What all probes share as scikit-learn estimators: rows and labels in, a decision function and its readings out."""
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from neuronlake.store.errors import InputError
 _MAX_CLASSES = int(np.iinfo(np.int16).max)
 
 
-class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LinearProbe(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     """Fits a linear classifier of standardised features, to an array (n, D) or a `LakeMatrix`.
 
     Attributes
@@ -79,8 +80,9 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if values.get("epochs", 1) == values.get("max_passes", 1) == 0:
             raise InputError("epochs and max_passes are both 0: nothing would be fitted")
 
+    @abstractmethod
     def _fit(self, matrix: Matrix, codes: NDArray[np.int16]) -> None:
-        raise NotImplementedError
+        """Fit on rows with tags 0 … classes − 1."""
 
     def _rows_and_labels(self, X: Any, y: Any, *, first: bool, least: int) -> tuple[Matrix, NDArray[Any]]:
         matrix: Matrix

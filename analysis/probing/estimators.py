@@ -3,6 +3,7 @@
 They fit what `probe` fits, without its splits, baselines and controls. Importing this module imports scikit-learn.
 """
 
+from abc import abstractmethod
 from typing import Any, Self
 
 import numpy as np
@@ -64,8 +65,9 @@ class _SummedProbe(LinearProbe):
         self.class_sums_ = sums if first else self.class_sums_.plus(sums)
         self._solve(self.scatter_, self.class_sums_, standard_of_scatter(self.scatter_, matrix.dtype))
 
+    @abstractmethod
     def _solve(self, scatter: Scatter, sums: ClassSums, standard: Standard) -> None:
-        raise NotImplementedError
+        """Fit from all rows seen so far."""
 
 
 class LDAProbe(_SummedProbe, ProbabilityProbe):

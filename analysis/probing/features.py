@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -80,26 +79,3 @@ def top_features(source: LakeSource, statistics: xr.Dataset, method: str, top_k:
     """
     best = rank(statistics, method, top=top_k)
     return chosen_neurons(source, [(entry["layer"], entry["neuron"]) for entry in best])
-
-
-def read_features(
-    source: LakeSource, features: FeatureSet, *, block: int, rows: NDArray[Any], site: str
-) -> NDArray[np.float32]:
-    """Values of some rows of one block.
-
-    Parameters
-    ----------
-    rows : int (n,)
-        Rows within the block.
-
-    Returns
-    -------
-    float32 (n, D)
-    """
-    out = np.empty((len(rows), features.size), dtype=np.float32)
-    first = 0
-    for layer, chosen in features.columns:
-        values = source.read_block(layer=layer, block=block, neurons=chosen, site=site)
-        out[:, first : first + values.shape[1]] = values[rows]
-        first += values.shape[1]
-    return out
