@@ -445,6 +445,6 @@ class Lake:
         if not 0 <= block < self.plan.blocks:
             raise InputError(f"no block {block} in {self.path}: it has blocks 0 to {self.plan.blocks - 1}")
         raise InputError(
-            f"rows {block * self.block_rows} to {(block + 1) * self.block_rows - 1} (block {block}) of {self.path} are not extracted yet: "
-            "run the command that began the lake again"
+            f"rows {block * self.block_rows} to {(block + 1) * self.block_rows - 1} (block {block}) of {self.path} are not "
+            "extracted yet: run the command that began the lake again"
         )
