@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.store.encodings import Encoding
+from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import ActivationError, InputError
 from neuronlake.store.kernels import scatter
-from neuronlake.store.layout import Geometry
+from neuronlake.store.spec import LakeSpec
 
 
 class BlockBuffer:
@@ -18,14 +18,15 @@ class BlockBuffer:
     pass per captured batch is all the copying there is. Reusable: `reset` starts the next block.
     """
 
-    def __init__(self, *, sites: tuple[str, ...], layers: tuple[int, ...], geometry: Geometry, encoding: Encoding):
-        self.geometry = geometry
-        self.encoding = encoding
-        self.keys = tuple((site, layer) for site in sites for layer in layers)
-        shape = (geometry.chunks, geometry.block_rows, geometry.chunk_neurons)
+    def __init__(self, spec: LakeSpec):
+        self.encoding = get_encoding(spec.encoding)
+        self.keys = tuple((site, layer) for site in spec.sites for layer in spec.layers)
+        self._widths = {site: spec.width(site) for site in spec.sites}
         # zeros, not empty: pages that no row reaches are never touched, and surplus columns must be zero
-        self._tiles = {key: np.zeros(shape, dtype=encoding.stored) for key in self.keys}
-        self._writes = {key: np.zeros(geometry.block_rows, dtype=np.uint8) for key in self.keys}
+        self._tiles = {
+            (site, layer): np.zeros(spec.geometry(site).tiles_shape, dtype=self.encoding.stored) for site, layer in self.keys
+        }
+        self._writes = {key: np.zeros(spec.block_rows, dtype=np.uint8) for key in self.keys}
         self._used = 0
 
     @property
@@ -63,10 +64,8 @@ class BlockBuffer:
         ActivationError
             When a value is not finite, or too large for the encoding.
         """
-        if values.shape[1] != self.geometry.neurons:
-            raise InputError(
-                f"layer {layer}, site {site}: got {values.shape[1]} neurons, the lake has {self.geometry.neurons}"
-            )
+        if values.shape[1] != self._widths[site]:
+            raise InputError(f"layer {layer}, site {site}: got {values.shape[1]} neurons, the lake has {self._widths[site]}")
         if not scatter(self.encoding.values, values, source, target, self._tiles[site, layer]):
             self._refuse(site, layer, values[source], target)
         self._writes[site, layer][target] += 1
