@@ -57,6 +57,13 @@ class Batch:
     target: NDArray[np.int64]
     """(tokens,) their rows in the block."""
 
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Which positions are real, (sequences, longest)."""
+        mask = np.zeros(self.ids.size, dtype=np.bool_)
+        mask[self.source] = True
+        return mask.reshape(self.ids.shape)
+
 
 def make_batch(plan: BlockPlan, members: Sequence[int]) -> Batch:
     """Lay out the chosen sequences as one batch."""
@@ -77,7 +84,6 @@ def capture_block(
     plan: BlockPlan,
     buffer: BlockBuffer,
     *,
-    site: str,
     batch_tokens: int,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> None:
@@ -99,20 +105,20 @@ def capture_block(
 
     for members in plan_batches(plan.lengths, batch_tokens=batch_tokens):
         batch = make_batch(plan, members)
-        sink = _Sink(buffer, site, batch)
-        model.capture(torch.from_numpy(batch.ids), sink.receive)
+        sink = _Sink(buffer, batch)
+        model.capture(torch.from_numpy(batch.ids), sink.receive, mask=torch.from_numpy(batch.mask))
         progress(len(batch.source))
 
 
 class _Sink:
     """Takes a layer's tensor inside the forward pass and scatters it into the block."""
 
-    def __init__(self, buffer: BlockBuffer, site: str, batch: Batch):
-        self._buffer, self._site, self._batch = buffer, site, batch
+    def __init__(self, buffer: BlockBuffer, batch: Batch):
+        self._buffer, self._batch = buffer, batch
 
-    def receive(self, layer: int, neurons: "torch.Tensor") -> None:
+    def receive(self, site: str, layer: int, values: "torch.Tensor") -> None:
         import torch
 
-        # (sequences, positions, neurons) -> (sequences · positions, neurons); no copy when float32 on the CPU
-        flat = neurons.detach().reshape(-1, neurons.shape[-1]).to(device="cpu", dtype=torch.float32)
-        self._buffer.put(self._site, layer, flat.contiguous().numpy(), self._batch.source, self._batch.target)
+        # (sequences, positions, width) -> (sequences · positions, width); no copy when float32 on the CPU
+        flat = values.detach().reshape(-1, values.shape[-1]).to(device="cpu", dtype=torch.float32)
+        self._buffer.put(site, layer, flat.contiguous().numpy(), self._batch.source, self._batch.target)

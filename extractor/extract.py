@@ -275,7 +275,6 @@ def _run(
                 model,
                 block,
                 writer,
-                site=spec.sites[0],
                 batch_tokens=batch_tokens,
                 provenance=provenance,
                 progress=lambda tokens: observer.advance(tokens, writer.bytes_written),
@@ -289,7 +288,6 @@ def extract_block(
     block: int,
     writer: BlockWriter,
     *,
-    site: str,
     batch_tokens: int,
     provenance: Mapping[str, Any],
     progress: Callable[[int], None],
@@ -309,7 +307,7 @@ def extract_block(
     block_plan = BlockPlan.from_table(table)
     buffer = writer.buffer(block_plan.rows)
     try:
-        capture_block(model, block_plan, buffer, site=site, batch_tokens=batch_tokens, progress=progress)
+        capture_block(model, block_plan, buffer, batch_tokens=batch_tokens, progress=progress)
     except ActivationError as error:
         raise InputError(f"{error} (token: {_describe(root, plan, block, error.row)})") from error
     writer.submit(block, block_plan.rows, buffer, provenance)

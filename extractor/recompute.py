@@ -200,7 +200,6 @@ def _audit(lake: Lake, commit: Commit, model: Model) -> BlockAudit:
                     model,
                     commit.block,
                     writer,
-                    site=lake.sites[0],
                     batch_tokens=batch_tokens,
                     provenance=now,
                     progress=lambda tokens: None,
