@@ -1,5 +1,6 @@
 """The block in memory: tiles in the order of the chunks on disk, filled by the forward passes."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from neuronlake.store.encodings import Encoding
 from neuronlake.store.errors import ActivationError, InputError
 from neuronlake.store.kernels import scatter
 from neuronlake.store.layout import Geometry
+from neuronlake.store.shared_memory import SharedMemory, aligned
 
 
 class BlockBuffer:
@@ -16,17 +18,53 @@ class BlockBuffer:
 
     The tiles are laid out as the shards will be, so that a chunk is compressed straight from here. One cast-and-scatter
     pass per captured batch is all the copying there is. Reusable: `reset` starts the next block.
+
+    Several processes can fill it together, each its slice of every layer's neurons: it is then made with `ranks`, and each
+    of them makes its own from the memory of the first.
+
+    Parameters
+    ----------
+    ranks
+        Number of processes that fill it, if it is not this one.
+    memory
+        Path of the memory of such a buffer (`shared_path`), to be one of those processes. `ranks` must be the same.
     """
 
-    def __init__(self, *, sites: tuple[str, ...], layers: tuple[int, ...], geometry: Geometry, encoding: Encoding):
+    def __init__(
+        self,
+        *,
+        sites: tuple[str, ...],
+        layers: tuple[int, ...],
+        geometry: Geometry,
+        encoding: Encoding,
+        ranks: int | None = None,
+        memory: str | None = None,
+    ):
         self.geometry = geometry
         self.encoding = encoding
+        self.sites, self.layers = sites, layers
         self.keys = tuple((site, layer) for site in sites for layer in layers)
+        self.ranks = ranks or 1
+        self._memory: SharedMemory | None = None
         shape = (geometry.chunks, geometry.block_rows, geometry.chunk_neurons)
+        counts = (self.ranks, geometry.block_rows)
+        if memory is not None:
+            self._memory = SharedMemory.open(memory)
+        elif ranks is not None:
+            layer = aligned(math.prod(shape) * encoding.itemsize) + aligned(math.prod(counts))
+            self._memory = SharedMemory.create(layer * len(self.keys))
         # zeros, not empty: pages that no row reaches are never touched, and surplus columns must be zero
-        self._tiles = {key: np.zeros(shape, dtype=encoding.stored) for key in self.keys}
-        self._writes = {key: np.zeros(geometry.block_rows, dtype=np.uint8) for key in self.keys}
+        make = np.zeros if self._memory is None else self._memory.array
+        self._tiles = {key: make(shape, encoding.stored) for key in self.keys}
+        self._writes = {key: make(counts, np.dtype(np.uint8)) for key in self.keys}
         self._used = 0
+
+    @property
+    def shared_path(self) -> str:
+        """Path of its memory, for another process's buffer."""
+        if self._memory is None:
+            raise InputError("this buffer belongs to one process: make it with `ranks`")
+        return self._memory.path
 
     @property
     def nbytes(self) -> int:
@@ -50,46 +88,70 @@ class BlockBuffer:
             writes[:] = 0
         self._used = rows
 
-    def put(self, site: str, layer: int, values: NDArray[np.float32], source: NDArray[Any], target: NDArray[Any]) -> None:
+    def columns(self, rank: int) -> tuple[int, int]:
+        """Return the first neuron of a rank's slice and the one after its last: equal shares, in the order of ranks."""
+        neurons = self.geometry.neurons
+        return rank * neurons // self.ranks, (rank + 1) * neurons // self.ranks
+
+    def put(
+        self,
+        site: str,
+        layer: int,
+        values: NDArray[np.float32],
+        source: NDArray[Any],
+        target: NDArray[Any],
+        *,
+        rank: int = 0,
+    ) -> None:
         """Store ``values[source]`` as rows `target` of the block.
 
         Parameters
         ----------
-        values : float32 (positions, neurons), C order
+        values : float32 (positions, neurons of the rank), C order
         source, target : int64 (n,)
+        rank
+            Whose slice of the neurons it is, when several processes fill the buffer.
 
         Raises
         ------
         ActivationError
             When a value is not finite, or too large for the encoding.
         """
-        if values.shape[1] != self.geometry.neurons:
-            raise InputError(
-                f"layer {layer}, site {site}: got {values.shape[1]} neurons, the lake has {self.geometry.neurons}"
-            )
-        if not scatter(self.encoding.values, values, source, target, self._tiles[site, layer]):
-            self._refuse(site, layer, values[source], target)
-        self._writes[site, layer][target] += 1
+        first, last = self.columns(rank)
+        if values.shape[1] != last - first:
+            of = f" for rank {rank} of {self.ranks}" if self.ranks > 1 else ""
+            raise InputError(f"layer {layer}, site {site}: got {values.shape[1]} neurons, the lake has {last - first}{of}")
+        if not scatter(self.encoding.values, values, source, target, self._tiles[site, layer], first):
+            self._refuse(site, layer, values[source], target, first)
+        self._writes[site, layer][rank, target] += 1
+
+    def forget(self, rows: slice, *, rank: int = 0) -> None:
+        """Count rows as not written, in every layer: they are going to be computed again."""
+        for writes in self._writes.values():
+            writes[rank, rows] = 0
 
     def check_complete(self) -> None:
         """Assert that every used row was written exactly once in every layer, and no other row at all.
 
         A hook that silently did not fire, or fired twice, is found here and not months later.
         """
-        for (site, layer), writes in self._writes.items():
-            wrong = np.flatnonzero(writes != (np.arange(len(writes)) < self._used))
-            if wrong.size:
-                raise InputError(
-                    f"layer {layer}, site {site}: row {wrong[0]} of the block was captured {writes[wrong[0]]} times "
-                    f"({wrong.size} rows are wrong); the model does not run this layer once per token"
-                )
+        expected = np.arange(self.geometry.block_rows) < self._used
+        for (site, layer), of_ranks in self._writes.items():
+            for rank, writes in enumerate(of_ranks):
+                wrong = np.flatnonzero(writes != expected)
+                if wrong.size:
+                    by = f" by rank {rank} of {self.ranks}" if self.ranks > 1 else ""
+                    raise InputError(
+                        f"layer {layer}, site {site}: row {wrong[0]} of the block was captured {writes[wrong[0]]} times{by} "
+                        f"({wrong.size} rows are wrong); the model does not run this layer once per token"
+                    )
 
-    def _refuse(self, site: str, layer: int, values: NDArray[np.float32], target: NDArray[Any]) -> None:
+    def _refuse(self, site: str, layer: int, values: NDArray[np.float32], target: NDArray[Any], first: int) -> None:
         with np.errstate(invalid="ignore"):
             # not "<=" negated by hand: a NaN compares false and must count as bad
             position, neuron = (int(found[0]) for found in np.nonzero(~(np.abs(values) <= self.encoding.largest)))
         value, row = float(values[position, neuron]), int(target[position])
-        where = f"L{layer}.N{neuron} (site {site})"
+        where = f"L{layer}.N{first + neuron} (site {site})"
         if np.isfinite(value):
             raise ActivationError(
                 f"{where} is {value:g}, beyond {self.encoding.name}'s range of ±{self.encoding.largest:g}: "

@@ -28,15 +28,16 @@ def _magnitude_32(value: Any) -> Any:
 
 def _make_scatter(cast: Any, magnitude: Any, kind: Any) -> Any:
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def scatter(values: Any, source: Any, target: Any, tiles: Any) -> Any:
-        chunks, _, width = tiles.shape
+    def scatter(values: Any, source: Any, target: Any, tiles: Any, first: Any) -> Any:
+        width = tiles.shape[2]
+        last = first + values.shape[1]
         largest = kind(0)
         for i in range(source.shape[0]):
-            for chunk in range(chunks):
+            for chunk in range(first // width, (last + width - 1) // width):
                 # One-dimensional views: with full indexing LLVM gives up on vectorising, at a fifth of the speed.
-                first = chunk * width
-                row = values[source[i], first : min(first + width, values.shape[1])]
-                out = tiles[chunk, target[i]]
+                begin = max(chunk * width, first)
+                row = values[source[i], begin - first : min(chunk * width + width, last) - first]
+                out = tiles[chunk, target[i], begin - chunk * width :]
                 for j in range(row.shape[0]):
                     stored = cast(row[j])
                     out[j] = stored
@@ -78,7 +79,12 @@ _SCATTER = {
 
 
 def scatter(
-    encoding: str, values: NDArray[np.float32], source: NDArray[Any], target: NDArray[Any], tiles: NDArray[Any]
+    encoding: str,
+    values: NDArray[np.float32],
+    source: NDArray[Any],
+    target: NDArray[Any],
+    tiles: NDArray[Any],
+    first: int,
 ) -> bool:
     """Cast ``values[source]`` and write them to rows `target` of the tiled buffer, in one pass.
 
@@ -91,13 +97,15 @@ def scatter(
         Row of `values` → row of the block.
     tiles : stored dtype (chunks, rows, width)
         The block's buffer, already in the order of the chunks on disk.
+    first
+        Neuron that the first column of `values` is; it need not be the first of a chunk.
 
     Returns
     -------
     bool
         Whether every stored value is finite.
     """
-    return bool(_SCATTER[encoding](values, source, target, tiles) < _EXPONENT[encoding])
+    return bool(_SCATTER[encoding](values, source, target, tiles, first) < _EXPONENT[encoding])
 
 
 def unpack(encoding: str, codes: NDArray[Any], width: int, out: NDArray[np.float32], column: int) -> None:

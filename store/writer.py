@@ -57,6 +57,9 @@ class BlockWriter:
         same layer. The array is reused: it must not be kept. Its time is the writer's.
     index
         Keep the index of every block, once it is committed.
+    ranks
+        Number of other processes that fill the buffers, each its slice of the neurons: buffers are in memory that they can
+        open. By default this process fills them.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class BlockWriter:
         overlap_encoding: bool = True,
         tap: Tap | None = None,
         index: bool = True,
+        ranks: int | None = None,
     ):
         self._root = root
         self._spec = spec
@@ -75,6 +79,7 @@ class BlockWriter:
         self._geometry = spec.geometry(blocks=0)
         self._overlap_encoding = overlap_encoding
         self._tap = tap
+        self._ranks = ranks
         self._plan = read_plan_record(root) if index else None
         self._indexer: BlockIndexer | None = None
         self._free: SimpleQueue[BlockBuffer | None] = SimpleQueue()
@@ -108,7 +113,11 @@ class BlockWriter:
         buffer = self._free.get()
         if buffer is None:
             buffer = BlockBuffer(
-                sites=self._spec.sites, layers=self._spec.layers, geometry=self._geometry, encoding=self._encoding
+                sites=self._spec.sites,
+                layers=self._spec.layers,
+                geometry=self._geometry,
+                encoding=self._encoding,
+                ranks=self._ranks,
             )
         buffer.reset(rows)
         return buffer
