@@ -113,7 +113,7 @@ def _listed(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_] | None:
     """Tokens with a tag, from lists that the index has of the label: no table is read. None where it has none."""
     if isinstance(source, Lake):
         asked = labels_key(source, LabelRequest(by=by, subword="all"))
-        for lists in source.index(DEFAULT_SITE).tag_lists:
+        for lists in source.at(DEFAULT_SITE).index().tag_lists:
             if lists.labels == asked and lists.blocks == source.blocks and tag in lists.tags:
                 with suppress(DamageError):
                     found: NDArray[np.bool_] = lists.row_tags(source.blocks, source.block_rows) == lists.tags.index(tag)

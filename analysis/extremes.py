@@ -87,7 +87,7 @@ class _Search:
             keep = eligible[self._lines]
             self._lines, self._values = self._lines[keep], self._values[keep]
             if isinstance(source, Lake):
-                for lists in source.index(site).tag_lists:
+                for lists in source.at(site).index().tag_lists:
                     self._take_tag_lists(source, lists, eligible, bottom=bottom)
             self._close_what_is_known(eligible)
 
@@ -136,7 +136,7 @@ class _Search:
         )
 
     def _take_lists(self, lake: Lake, *, bottom: bool) -> None:
-        found = lake.index(self._site).extremes(lake.layers.index(self._layer), self._neuron, bottom=bottom)
+        found = lake.at(self._site).index().extremes(lake.layers.index(self._layer), self._neuron, bottom=bottom)
         position = np.searchsorted(lake.blocks, found.blocks)
         lines = position[:, None] * self._rows + found.rows
         values = found.values * self._sign

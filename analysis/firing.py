@@ -60,7 +60,7 @@ def strongest_neurons(
     chosen = choose_layers(lake, layers)
     check_k(k)
     ((block, (inside, _)),) = locate_rows(lake, [row]).items()
-    listed = lake.index(site).strongest(block, int(inside[0])) if layers is None and k <= STRONGEST else None
+    listed = lake.at(site).index().strongest(block, int(inside[0])) if layers is None and k <= STRONGEST else None
     if listed is not None:
         neurons, values = (array[:k] for array in listed)
         # special tokens have no list, and one of few neurons has an end
@@ -221,7 +221,7 @@ def _counts(neurons: NDArray[Any], total: int) -> NDArray[np.int64]:
 
 def _listed(lake: Lake, block: int, site: str) -> NDArray[np.uint32]:
     """Neurons of the lists of a block's tokens, (block rows, STRONGEST); made anew where the index lacks them."""
-    for segment in lake.index(site).segments:
+    for segment in lake.at(site).index().segments:
         if block in segment.blocks:
             try:
                 return segment.arrays["tokens/neurons"].read_part(segment.blocks.index(block))

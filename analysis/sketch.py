@@ -116,7 +116,7 @@ def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress 
             count = int(base.record["tokens"])
         values = np.empty(lake.reader.chunk_shape, dtype=np.float32)
         for block in missing:
-            with lake.reader.shard(site, lake.layers[place], block) as shard:
+            with lake.reader.shard(lake.layers[place], block) as shard:
                 for chunk in range(chunks):
                     first = chunk * width
                     shard.unpack(range(chunk, chunk + 1), values, first_neuron=first)

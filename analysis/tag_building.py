@@ -197,7 +197,7 @@ def _labels(lake: Lake, by: str) -> LabelVector:
 def _kept(lake: Lake, by: str) -> TagLists | None:
     """What is kept of this label, whole: damage is found now, not when half is done."""
     wanted = labels_key(lake, _request(by))
-    for lists in lake.index(DEFAULT_SITE).tag_lists:
+    for lists in lake.at(DEFAULT_SITE).index().tag_lists:
         if lists.labels == wanted:
             with suppress(DamageError):
                 kept_record(lake.path, lists.name, kept=INDEX, full=True)

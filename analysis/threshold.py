@@ -168,7 +168,7 @@ class _Search:
         for bottom, threshold in ((False, span.above), (True, span.below)):
             if threshold is None:
                 continue
-            found = lake.index(self._site).extremes(place, self._neuron, bottom=bottom)
+            found = lake.at(self._site).index().extremes(place, self._neuron, bottom=bottom)
             position = np.searchsorted(lake.blocks, found.blocks)
             used = np.arange(found.rows.shape[1]) < found.used[:, None]
             beyond = found.values < np.float64(threshold) if bottom else found.values > np.float64(threshold)

@@ -220,7 +220,7 @@ class _Search:
         self._lines, self._sums = lines[order], sums[order]
 
     def _bound_by_lists(self, lake: Lake) -> None:
-        index = lake.index(self._site)
+        index = lake.at(self._site).index()
         lists = [
             index.extremes(lake.layers.index(layer), neuron, bottom=weight < 0) for (layer, neuron), weight in self._weights
         ]

@@ -155,15 +155,17 @@ def _ingest(folder: Path, values: list[NDArray[np.float32]], blocks: int, encodi
 
 def _codec_rates(values: list[NDArray[np.float32]], encoding: str, width: int, repeats: int) -> tuple[float, float]:
     """Rates on all cores, in memory: the compressor alone on chunks ready for it, and the whole encoding of a tile."""
-    from neuronlake.store import BlockBuffer
+    from neuronlake.store import BlockBuffer, LakeSpec
     from neuronlake.store.encodings import get_encoding
-    from neuronlake.store.layout import Geometry
     from neuronlake.store.quantise import quantise
 
     chosen = get_encoding(encoding)
     rows, neurons = values[0].shape
-    geometry = Geometry(blocks=1, block_rows=rows, neurons=neurons, chunk_neurons=width)
-    buffer = BlockBuffer(sites=("s",), layers=tuple(range(len(values))), geometry=geometry, encoding=chosen)
+    spec = LakeSpec(
+        model={}, capture={}, plan={}, sites=("s",), layers=tuple(range(len(values))), neurons=neurons, block_rows=rows,
+        chunk_neurons=width, encoding=encoding,
+    )  # fmt: skip
+    buffer = BlockBuffer(spec)
     buffer.reset(rows)
     for layer, layer_values in enumerate(values):
         buffer.put("s", layer, layer_values, np.arange(rows), np.arange(rows))

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.store.encodings import Encoding
+from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import ActivationError, InputError
 from neuronlake.store.kernels import scatter
-from neuronlake.store.layout import Geometry
 from neuronlake.store.shared_memory import SharedMemory, aligned
+from neuronlake.store.spec import LakeSpec
 
 
 class BlockBuffer:
@@ -19,43 +19,36 @@ class BlockBuffer:
     The tiles are laid out as the shards will be, so that a chunk is compressed straight from here. One cast-and-scatter
     pass per captured batch is all the copying there is. Reusable: `reset` starts the next block.
 
-    Several processes can fill it together, each its slice of every layer's neurons: it is then made with `ranks`, and each
-    of them makes its own from the memory of the first.
+    Several processes can fill it together, each its slice of every layer's units: it is then made with `ranks`, and each of
+    them makes its own over the same memory.
 
     Parameters
     ----------
+    spec
+        The lake's settings.
     ranks
         Number of processes that fill it, if it is not this one.
     memory
-        Path of the memory of such a buffer (`shared_path`), to be one of those processes. `ranks` must be the same.
+        `shared_path` of such a buffer, to be one of those processes; `spec` and `ranks` must be the same.
     """
 
-    def __init__(
-        self,
-        *,
-        sites: tuple[str, ...],
-        layers: tuple[int, ...],
-        geometry: Geometry,
-        encoding: Encoding,
-        ranks: int | None = None,
-        memory: str | None = None,
-    ):
-        self.geometry = geometry
-        self.encoding = encoding
-        self.sites, self.layers = sites, layers
-        self.keys = tuple((site, layer) for site in sites for layer in layers)
+    def __init__(self, spec: LakeSpec, *, ranks: int | None = None, memory: str | None = None):
+        self.spec = spec
+        self.encoding = get_encoding(spec.encoding)
+        self.keys = tuple((site, layer) for site in spec.sites for layer in spec.layers)
+        self._widths = {site: spec.width(site) for site in spec.sites}
         self.ranks = ranks or 1
+        shapes = {key: spec.geometry(key[0]).tiles_shape for key in self.keys}
+        counts = (self.ranks, spec.block_rows)
         self._memory: SharedMemory | None = None
-        shape = (geometry.chunks, geometry.block_rows, geometry.chunk_neurons)
-        counts = (self.ranks, geometry.block_rows)
         if memory is not None:
             self._memory = SharedMemory.open(memory)
         elif ranks is not None:
-            layer = aligned(math.prod(shape) * encoding.itemsize) + aligned(math.prod(counts))
-            self._memory = SharedMemory.create(layer * len(self.keys))
+            tiles = sum(aligned(math.prod(shape) * self.encoding.itemsize) for shape in shapes.values())
+            self._memory = SharedMemory.create(tiles + len(self.keys) * aligned(math.prod(counts)))
         # zeros, not empty: pages that no row reaches are never touched, and surplus columns must be zero
         make = np.zeros if self._memory is None else self._memory.array
-        self._tiles = {key: make(shape, encoding.stored) for key in self.keys}
+        self._tiles = {key: make(shape, self.encoding.stored) for key, shape in shapes.items()}
         self._writes = {key: make(counts, np.dtype(np.uint8)) for key in self.keys}
         self._used = 0
 
@@ -88,10 +81,10 @@ class BlockBuffer:
             writes[:] = 0
         self._used = rows
 
-    def columns(self, rank: int) -> tuple[int, int]:
-        """Return the first neuron of a rank's slice and the one after its last: equal shares, in the order of ranks."""
-        neurons = self.geometry.neurons
-        return rank * neurons // self.ranks, (rank + 1) * neurons // self.ranks
+    def columns(self, site: str, rank: int) -> tuple[int, int]:
+        """Return the first unit of a rank's slice and the one after its last: equal shares, in the order of ranks."""
+        width = self._widths[site]
+        return rank * width // self.ranks, (rank + 1) * width // self.ranks
 
     def put(
         self,
@@ -107,17 +100,17 @@ class BlockBuffer:
 
         Parameters
         ----------
-        values : float32 (positions, neurons of the rank), C order
+        values : float32 (positions, units of the rank), C order
         source, target : int64 (n,)
         rank
-            Whose slice of the neurons it is, when several processes fill the buffer.
+            Whose slice of the units it is, when several processes fill the buffer.
 
         Raises
         ------
         ActivationError
             When a value is not finite, or too large for the encoding.
         """
-        first, last = self.columns(rank)
+        first, last = self.columns(site, rank)
         if values.shape[1] != last - first:
             of = f" for rank {rank} of {self.ranks}" if self.ranks > 1 else ""
             raise InputError(f"layer {layer}, site {site}: got {values.shape[1]} neurons, the lake has {last - first}{of}")
@@ -135,7 +128,7 @@ class BlockBuffer:
 
         A hook that silently did not fire, or fired twice, is found here and not months later.
         """
-        expected = np.arange(self.geometry.block_rows) < self._used
+        expected = np.arange(self.spec.block_rows) < self._used
         for (site, layer), of_ranks in self._writes.items():
             for rank, writes in enumerate(of_ranks):
                 wrong = np.flatnonzero(writes != expected)

@@ -197,9 +197,9 @@ def index_block(lake: "Lake", block: int) -> dict[str, BlockIndex]:
 
     def add(where: tuple[str, int]) -> None:
         site, layer = where
-        out = buffers.mine()
-        with lake.reader.shard(site, layer, block) as shard:
-            for chunk in range(lake.reader.chunks):
+        out, reader = buffers.mine(), lake.at(site).reader
+        with reader.shard(layer, block) as shard:
+            for chunk in range(reader.chunks):
                 shard.patterns(chunk, out)
                 indexer.add(site, layer, chunk, out)
 

@@ -59,17 +59,18 @@ class BlockIndexer:
         self._rows = row_dtype(spec.block_rows)
         self._used = np.flatnonzero((flags & (SPECIAL | PADDING)) == 0).astype(np.int64)
         self._place = {layer: place for place, layer in enumerate(spec.layers)}
-        shape = (len(spec.layers), 2, spec.neurons, EXTREMES)
-        self._keys = {site: np.zeros(shape, dtype=np.int32) for site in spec.sites}
-        self._lists = {site: np.zeros(shape, dtype=self._rows) for site in spec.sites}
-        self._sums = {site: np.zeros((*shape[:1], spec.neurons), dtype=np.float64) for site in spec.sites}
+        shapes = {site: (len(spec.layers), 2, spec.width(site), EXTREMES) for site in spec.sites}
+        self._keys = {site: np.zeros(shape, dtype=np.int32) for site, shape in shapes.items()}
+        self._lists = {site: np.zeros(shape, dtype=self._rows) for site, shape in shapes.items()}
+        self._sums = {site: np.zeros(shape[::2], dtype=np.float64) for site, shape in shapes.items()}
         self._tokens: list[dict[str, tuple[NDArray[Any], NDArray[np.uint32]]]] = []
         self._local = threading.local()
         self._lock = threading.Lock()
 
     def add(self, site: str, layer: int, chunk: int, codes: NDArray[Any]) -> None:
         """Add a chunk: bit patterns of its stored values, uint16 or float32 (block rows, chunk neurons), C order."""
-        width = min(codes.shape[1], self._spec.neurons - chunk * codes.shape[1])
+        neurons = self._spec.width(site)
+        width = min(codes.shape[1], neurons - chunk * codes.shape[1])
         first, place = chunk * codes.shape[1], self._place[layer]
         work, keys, rows, tokens = self._scratch(codes)
         extremes(codes, self._used, width, work, keys[:, :width], rows[:, :width])
@@ -77,7 +78,7 @@ class BlockIndexer:
         self._keys[site][place, :, here] = keys[:, :width]
         self._lists[site][place, :, here] = rows[:, :width]
         self._sums[site][place, here] = sums(codes, self._used, width, self._values)
-        strongest(codes, self._used, width, place * self._spec.neurons + first, *tokens[site])
+        strongest(codes, self._used, width, place * neurons + first, *tokens[site])
 
     def finish(self) -> dict[str, BlockIndex]:
         """Return the index of every site, now that all chunks were added."""

@@ -18,7 +18,7 @@ def index_problems(lake: Lake) -> Iterator[tuple[str, str]]:
 
     All activations are read for each kind of the two; those that are damaged raise DamageError.
     """
-    indexes = {site: lake.index(site) for site in lake.sites}
+    indexes = {site: lake.at(site).index() for site in lake.sites}
     yield from _blocks(lake, indexes)
     for index in indexes.values():
         for lists in index.tag_lists:
@@ -68,7 +68,8 @@ def _tags(lake: Lake, lists: TagLists) -> str | None:
         order = order[np.argsort(codes[order], kind="stable")]
         starts = np.searchsorted(codes[order], np.arange(len(lists.tags) + 1))
         grouped[block] = order.astype(np.int32), starts.astype(np.int64)
-    site, values = str(lists.record["site"]), lake.reader.encoding.values
+    lake = lake.at(str(lists.record["site"]))
+    values = lake.reader.encoding.values
 
     def differs(place: int) -> bool:
         layer = lake.layers[place]
@@ -76,7 +77,7 @@ def _tags(lake: Lake, lists: TagLists) -> str | None:
         codes = np.empty(lake.reader.chunk_shape, dtype=lake.reader.encoding.stored)
         for block, (order, starts) in grouped.items():
             chunks = range(lake.reader.chunks)
-            for chunk, _ in enumerate(lake.read_chunks(layer=layer, block=block, chunks=chunks, out=codes, site=site)):
+            for chunk, _ in enumerate(lake.read_chunks(layer=layer, block=block, chunks=chunks, out=codes)):
                 made.add(block, chunk, codes, order, starts)
         rows, found, count = made.finish()
         try:

@@ -60,64 +60,49 @@ def open_lake(path: str | os.PathLike[str]) -> "Lake":
 
 
 class Lake:
-    """A lake opened for reading. Make one with `open_lake`."""
+    """A lake opened for reading, at one of its sites. Make one with `open_lake`: it is at the first site.
 
-    def __init__(self, root: Path, spec: Any, plan: PlanRecord, blocks: tuple[int, ...]):
+    Methods that take a `site` read that one; None is the site that the lake is at.
+    """
+
+    def __init__(self, root: Path, spec: Any, plan: PlanRecord, blocks: tuple[int, ...], site: str | None = None):
         self.path = root
+        self.site = str(spec.sites[0]) if site is None else site
+        """Where in the model `neurons` and everything that is read are from, such as ``mlp.post``."""
         self.spec = spec
         self.plan = plan
         self.blocks = blocks
         """Committed blocks, ascending."""
-        self.reader = ShardReader(root, spec)
+        self.sites: tuple[str, ...] = tuple(spec.sites)
+        """Sites that are stored."""
+        self.layers: tuple[int, ...] = tuple(spec.layers)
+        """Layers that are stored."""
+        self.neurons = int(spec.width(self.site))
+        """Neurons (or other units) per layer of the site."""
+        self.block_rows = int(spec.block_rows)
+        """Rows of a block."""
+        self.chunk_neurons = int(spec.chunk_neurons)
+        """Neurons of an inner chunk."""
+        self.encoding = str(spec.encoding)
+        """Name of the encoding."""
+        self.fingerprint = str(spec.fingerprint)
+        """SHA-256 of everything that decides the values: model, corpus, tokenizer, settings, format."""
+        self.reader = ShardReader(root, spec, self.site)
         self.texts: Cache[Any] = Cache(_REMEMBERED)
         """Token and sentence tables of blocks that were shown lately, for whoever shows tokens in context."""
-        self._indexes: dict[str, LakeIndex] = {}
-        self._index_lock = threading.Lock()
+        self._index: LakeIndex | None = None
+        self._others: dict[str, Lake] = {}
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return (
-            f"<Lake {self.path}: {len(self.layers)} layers × {self.neurons} neurons, "
+            f"<Lake {self.path}: {len(self.layers)} layers × {self.neurons} neurons of {self.site}, "
             f"{len(self.blocks)} of {self.plan.blocks} blocks committed, {self.encoding}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What a worker in another process needs; it opens the files itself.
-        return Lake, (self.path.absolute(), self.spec, self.plan, self.blocks)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers that are stored."""
-        return tuple(self.spec.layers)
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Sites that are stored."""
-        return tuple(self.spec.sites)
-
-    @property
-    def neurons(self) -> int:
-        """Neurons per layer."""
-        return int(self.spec.neurons)
-
-    @property
-    def block_rows(self) -> int:
-        """Rows of a block."""
-        return int(self.spec.block_rows)
-
-    @property
-    def chunk_neurons(self) -> int:
-        """Neurons of an inner chunk."""
-        return int(self.spec.chunk_neurons)
-
-    @property
-    def encoding(self) -> str:
-        """Name of the encoding."""
-        return str(self.spec.encoding)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that decides the values: model, corpus, tokenizer, settings, format."""
-        return str(self.spec.fingerprint)
+        return Lake, (self.path.absolute(), self.spec, self.plan, self.blocks, self.site)
 
     @property
     def complete(self) -> bool:
@@ -148,14 +133,31 @@ class Lake:
         """Commit records of the committed blocks."""
         return tuple(read_commit(self.path, block) for block in self.blocks)
 
-    def index(self, site: str = layout.DEFAULT_SITE) -> "LakeIndex":
-        """Return what the lake's index knows; opened once."""
+    def at(self, site: str | None) -> "Lake":
+        """Return the same lake at another site.
+
+        Raises
+        ------
+        InputError
+            When that site is not stored.
+        """
+        if site in (None, self.site):
+            return self
+        if site not in self.sites:
+            raise InputError(f"no site {site!r} in {self.path}: it has {', '.join(self.sites)}")
+        with self._lock:
+            if site not in self._others:
+                self._others[site] = Lake(self.path, self.spec, self.plan, self.blocks, site)
+            return self._others[site]
+
+    def index(self) -> "LakeIndex":
+        """Return what the lake's index knows of the site; opened once."""
         from neuronlake.store.index import LakeIndex
 
-        with self._index_lock:
-            if site not in self._indexes:
-                self._indexes[site] = LakeIndex(self.path, site, self.blocks)
-            return self._indexes[site]
+        with self._lock:
+            if self._index is None:
+                self._index = LakeIndex(self.path, self.site, self.blocks)
+            return self._index
 
     # ---- activations ----------------------------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ class Lake:
         layer: int,
         rows: slice | int | Sequence[int] | NDArray[Any] | None = None,
         neurons: slice | int | Sequence[int] | NDArray[Any] | None = None,
-        site: str = layout.DEFAULT_SITE,
+        site: str | None = None,
     ) -> NDArray[np.float32]:
         """Read any rows × neurons of one layer, decoded.
 
@@ -189,9 +191,9 @@ class Lake:
         DamageError
             When a chunk is damaged.
         """
-        self._check(site, layer)
+        reader = self._reader(site, layer)
         row_index = normalise_rows(rows, self.plan.blocks * self.block_rows)
-        neuron_index = normalise_neurons(neurons, self.neurons)
+        neuron_index = normalise_neurons(neurons, reader.neurons)
         out = np.empty((len(row_index), len(neuron_index)), dtype=np.float32)
         rows_of = grouped(row_index, self.block_rows)
         neurons_of = grouped(neuron_index, self.chunk_neurons)
@@ -201,7 +203,7 @@ class Lake:
         def read_chunks(where: Sequence[tuple[int, int]]) -> None:
             for block, chunk in where:
                 (in_rows, out_rows), (in_columns, out_columns) = rows_of[block], neurons_of[chunk]
-                with self.reader.shard(site, layer, block) as shard:
+                with reader.shard(layer, block) as shard:
                     shard.gather(chunk, in_rows, in_columns, out, out_rows, out_columns)
 
         pieces = [(block, chunk) for block in rows_of for chunk in neurons_of]
@@ -218,7 +220,7 @@ class Lake:
         layer: int,
         block: int,
         neurons: Sequence[int] | NDArray[Any] | None = None,
-        site: str = layout.DEFAULT_SITE,
+        site: str | None = None,
         rows: NDArray[np.int64] | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
@@ -226,15 +228,14 @@ class Lake:
 
         Of whole layers (`neurons` None): only `rows`, if given; `out`, if given, is overwritten and returned.
         """
-        self._check(site, layer)
-        self._check_block(block)
+        reader = self._reader(site, layer, block)
         if neurons is not None:
             every = slice(block * self.block_rows, (block + 1) * self.block_rows)
             return self.read(site=site, layer=layer, rows=every, neurons=neurons)
-        shape = (self.block_rows if rows is None else len(rows), self.neurons)
+        shape = (self.block_rows if rows is None else len(rows), reader.neurons)
         values = np.empty(shape, dtype=np.float32) if out is None else out
-        with self.reader.shard(site, layer, block) as shard:
-            shard.unpack(range(self.reader.chunks), values, rows=rows)
+        with reader.shard(layer, block) as shard:
+            shard.unpack(range(reader.chunks), values, rows=rows)
         return values
 
     def read_codes(
@@ -244,7 +245,7 @@ class Lake:
         block: int,
         chunk: int,
         out: NDArray[Any] | None = None,
-        site: str = layout.DEFAULT_SITE,
+        site: str | None = None,
     ) -> NDArray[Any]:
         """Read the bit patterns of one inner chunk's values: neurons ``[chunk·c, chunk·c + width)`` of a block.
 
@@ -258,13 +259,12 @@ class Lake:
         uint16 bit patterns (of float16, for `int8a` too, or bfloat16) or float32, (block rows, width); width = c or less
         at the layer's edge
         """
-        self._check(site, layer)
-        self._check_block(block)
+        reader = self._reader(site, layer, block)
         if out is None:
-            out = np.empty(self.reader.chunk_shape, dtype=self.reader.encoding.stored)
-        with self.reader.shard(site, layer, block) as shard:
+            out = np.empty(reader.chunk_shape, dtype=reader.encoding.stored)
+        with reader.shard(layer, block) as shard:
             shard.patterns(chunk, out)
-        return out[:, : self.neurons - chunk * self.chunk_neurons]
+        return out[:, : reader.neurons - chunk * self.chunk_neurons]
 
     def read_chunks(
         self,
@@ -274,7 +274,7 @@ class Lake:
         chunks: range,
         rows: int | None = None,
         out: NDArray[Any],
-        site: str = layout.DEFAULT_SITE,
+        site: str | None = None,
     ) -> Generator[NDArray[Any]]:
         """Read neighbouring inner chunks one after the other, each as `read_codes` does, into the same array.
 
@@ -285,30 +285,25 @@ class Lake:
         out
             As for `read_codes`; int8 for the codes of a quantised encoding, whose scales `chunk_scales` has.
         """
-        self._check(site, layer)
-        self._check_block(block)
-        with self.reader.shard(site, layer, block) as shard:
+        reader = self._reader(site, layer, block)
+        with reader.shard(layer, block) as shard:
             for chunk in chunks:
-                if out.dtype == self.reader.encoding.codes:
+                if out.dtype == reader.encoding.codes:
                     shard.codes(chunk, out)
                 else:
                     shard.patterns(chunk, out, rows=rows)
-                yield out[:, : self.neurons - chunk * self.chunk_neurons]
+                yield out[:, : reader.neurons - chunk * self.chunk_neurons]
 
-    def chunk_scales(
-        self, *, layer: int, block: int, chunk: int, site: str = layout.DEFAULT_SITE
-    ) -> NDArray[np.float32] | None:
+    def chunk_scales(self, *, layer: int, block: int, chunk: int, site: str | None = None) -> NDArray[np.float32] | None:
         """Return unit and knee of the codes of an inner chunk, float32 (c, 2); None where the encoding has none."""
-        self._check(site, layer)
-        self._check_block(block)
-        return self.reader.scales(site, layer, block, chunk) if self.reader.encoding.quantised else None
+        reader = self._reader(site, layer, block)
+        return reader.scales(layer, block, chunk) if reader.encoding.quantised else None
 
-    def chunk_bytes(self, *, layer: int, block: int, neuron: int, site: str = layout.DEFAULT_SITE) -> int:
+    def chunk_bytes(self, *, layer: int, block: int, neuron: int, site: str | None = None) -> int:
         """Size on disk of the inner chunk that holds a neuron's values in a block, in bytes."""
-        self._check(site, layer)
-        self._check_block(block)
-        with self.reader.shard(site, layer, block) as shard:
-            return shard.chunk_bytes(int(normalise_neurons(neuron, self.neurons)[0]) // self.chunk_neurons)
+        reader = self._reader(site, layer, block)
+        with reader.shard(layer, block) as shard:
+            return shard.chunk_bytes(int(normalise_neurons(neuron, reader.neurons)[0]) // self.chunk_neurons)
 
     def scan(
         self,
@@ -318,7 +313,7 @@ class Lake:
         blocks: Sequence[int] | None = None,
         values: str = "float32",
         threads: int | None = None,
-        site: str = layout.DEFAULT_SITE,
+        site: str | None = None,
     ) -> Iterator[_Result]:
         """Decode every committed value once and yield what `kernel` makes of each tile.
 
@@ -351,40 +346,34 @@ class Lake:
 
         >>> tiles = lake.scan(lambda tile: (tile.first_neuron, tile.values.max(axis=0)), layers=[3])  # doctest: +SKIP
         """
-        chosen = self.layers if layers is None else tuple(layers)
-        for layer in chosen:
-            self._check(site, layer)
-        some = self._chosen(blocks)
-        return scan(self, kernel, site=site, layers=chosen, blocks=some, values=values, threads=threads)
+        chosen, some = self._chosen_layers(layers), self._chosen(blocks)
+        return scan(self.at(site), kernel, layers=chosen, blocks=some, values=values, threads=threads)
 
-    def array(self, *, layer: int, site: str = layout.DEFAULT_SITE) -> "LayerArray":
+    def array(self, *, layer: int, site: str | None = None) -> "LayerArray":
         """Return a lazily sliced NumPy-like view (rows, neurons) of one layer."""
         from neuronlake.store.views import LayerArray
 
-        self._check(site, layer)
-        return LayerArray(self, site, layer)
+        self._reader(site, layer)
+        return LayerArray(self.at(site), layer)
 
-    def dask(self, *, layer: int, site: str = layout.DEFAULT_SITE) -> "dask.array.Array":
+    def dask(self, *, layer: int, site: str | None = None) -> "dask.array.Array":
         """Return a Dask array, float32 (committed rows, neurons), one chunk per block."""
         from neuronlake.store.views import dask_layer
 
-        self._check(site, layer)
-        return dask_layer(self, site, layer)
+        self._reader(site, layer)
+        return dask_layer(self.at(site), layer)
 
     def xarray(
         self,
         *,
         layers: Iterable[int] | None = None,
         labels: Sequence[str] = (),
-        site: str = layout.DEFAULT_SITE,
+        site: str | None = None,
     ) -> "xarray.DataArray":
         """Return a lazy DataArray, float32 (layer, row, neuron), with the tokens' labels as coordinates of `row`."""
         from neuronlake.store.views import xarray_layers
 
-        chosen = self.layers if layers is None else tuple(layers)
-        for layer in chosen:
-            self._check(site, layer)
-        return xarray_layers(self, site, chosen, tuple(labels))
+        return xarray_layers(self.at(site), self._chosen_layers(layers), tuple(labels))
 
     # ---- tokens ---------------------------------------------------------------------------------------------------
 
@@ -433,11 +422,19 @@ class Lake:
             self._check_block(block)
         return blocks
 
-    def _check(self, site: str, layer: int) -> None:
-        if site not in self.sites:
-            raise InputError(f"no site {site!r} in {self.path}: it has {', '.join(self.sites)}")
+    def _chosen_layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
+        chosen = self.layers if layers is None else tuple(layers)
+        for layer in chosen:
+            self._reader(None, layer)
+        return chosen
+
+    def _reader(self, site: str | None, layer: int, block: int | None = None) -> ShardReader:
+        """Check what is asked for, and return the reader of its site."""
         if layer not in self.layers:
             raise InputError(f"no layer {layer} in {self.path}: it has layers {self.layers[0]} to {self.layers[-1]}")
+        if block is not None:
+            self._check_block(block)
+        return self.at(site).reader
 
     def _check_block(self, block: int) -> None:
         if block in self.blocks:

@@ -13,7 +13,10 @@ MIN_BLOCK_ROWS = 256
 
 
 def default_block_rows(*, layers: int, neurons: int, itemsize: int) -> int:
-    """Largest power of two whose block of all layers fits in BLOCK_BYTES, within the two limits above."""
+    """Largest power of two whose block of all layers fits in BLOCK_BYTES, within the two limits above.
+
+    `neurons` are those of all sites of a layer together.
+    """
     rows = MAX_BLOCK_ROWS
     while rows > MIN_BLOCK_ROWS and rows * layers * neurons * itemsize > BLOCK_BYTES:
         rows //= 2
@@ -42,6 +45,11 @@ class Geometry:
     def chunks(self) -> int:
         """Inner chunks of a layer in one block."""
         return -(-self.neurons // self.chunk_neurons)
+
+    @property
+    def tiles_shape(self) -> tuple[int, int, int]:
+        """A layer of a block in memory, in the order of its chunks: (chunks, block rows, chunk neurons)."""
+        return self.chunks, self.block_rows, self.chunk_neurons
 
     @property
     def rows(self) -> int:

@@ -1,4 +1,4 @@
-"""Chunks of one lake straight from its shards: read and decoded into buffers that are reused."""
+"""Chunks of one site straight from its shards: read and decoded into buffers that are reused."""
 
 import os
 import threading
@@ -32,12 +32,12 @@ class ShardReader:
     Fresh memory costs more than decoding into it: hence buffers that are kept.
     """
 
-    def __init__(self, root: Path, spec: LakeSpec):
-        self._root = root
+    def __init__(self, root: Path, spec: LakeSpec, site: str):
+        self._root, self._site = root, site
         self._layers = tuple(spec.layers)
         self.encoding = get_encoding(spec.encoding)
-        self.neurons = spec.neurons
-        self._geometry = spec.geometry(blocks=0)
+        self._geometry = spec.geometry(site)
+        self.neurons = self._geometry.neurons
         self._indexes: Cache[NDArray[np.uint64]] = Cache(_CACHED_INDEXES)
         self._scales: Cache[NDArray[np.float32]] = Cache(_CACHED_SCALES)
         self._local = threading.local()
@@ -53,7 +53,7 @@ class ShardReader:
         return self._geometry.block_rows, self._geometry.chunk_neurons
 
     @contextmanager
-    def shard(self, site: str, layer: int, block: int) -> Iterator["Shard"]:
+    def shard(self, layer: int, block: int) -> Iterator["Shard"]:
         """Open one layer's values in one block.
 
         Raises
@@ -61,23 +61,23 @@ class ShardReader:
         DamageError
             When the file is missing.
         """
-        path = str(self._root / layout.shard_path(site, layer, block))
+        path = str(self._root / layout.shard_path(self._site, layer, block))
         with _opened(path) as file:
-            index = self._indexes.get((site, layer, block), lambda: self._read_index(file, path, chunks=self.chunks))
-            yield Shard(self, file, path, index, (site, layer, block))
+            index = self._indexes.get((layer, block), lambda: self._read_index(file, path, chunks=self.chunks))
+            yield Shard(self, file, path, index, (layer, block))
 
-    def scales(self, site: str, layer: int, block: int, chunk: int) -> NDArray[np.float32]:
+    def scales(self, layer: int, block: int, chunk: int) -> NDArray[np.float32]:
         """Return unit and knee of a chunk's neurons: float32 (chunk neurons, 2), of a quantised encoding."""
-        whole = self._scales.get((site, layer, block), lambda: self._read_scales(site, layer, block))
+        whole = self._scales.get((layer, block), lambda: self._read_scales(layer, block))
         first = chunk * self._geometry.chunk_neurons
         return whole[first : first + self._geometry.chunk_neurons]
 
-    def prefetch(self, site: str, layer: int, block: int) -> None:
+    def prefetch(self, layer: int, block: int) -> None:
         """Ask the system to read a shard ahead, if it can; never waits and never fails."""
         if not hasattr(os, "posix_fadvise"):
             return
         try:
-            file = os.open(self._root / layout.shard_path(site, layer, block), os.O_RDONLY)
+            file = os.open(self._root / layout.shard_path(self._site, layer, block), os.O_RDONLY)
         except OSError:  # whoever reads the shard gets the error
             return
         try:
@@ -98,10 +98,10 @@ class ShardReader:
         data = self._read(file, int(place[0]), int(place[1]), path)
         self.encoding.decompress(data, out, f"{path} chunk {chunk}")
 
-    def _read_scales(self, site: str, layer: int, block: int) -> NDArray[np.float32]:
-        path = str(self._root / layout.scales_path(site, block))
+    def _read_scales(self, layer: int, block: int) -> NDArray[np.float32]:
+        path = str(self._root / layout.scales_path(self._site, block))
         with _opened(path) as file:
-            index = self._indexes.get((site, block), lambda: self._read_index(file, path, chunks=len(self._layers)))
+            index = self._indexes.get(block, lambda: self._read_index(file, path, chunks=len(self._layers)))
             position = self._layers.index(layer)
             data = self._read(file, int(index[position, 0]), int(index[position, 1]), path)
         what = f"{path} layer {layer}"
@@ -143,7 +143,7 @@ class Shard:
     Every method raises DamageError when a checksum does not match; what it was to fill is then undefined.
     """
 
-    def __init__(self, reader: ShardReader, file: int, path: str, index: NDArray[np.uint64], where: tuple[str, int, int]):
+    def __init__(self, reader: ShardReader, file: int, path: str, index: NDArray[np.uint64], where: tuple[int, int]):
         self._reader, self._file, self._path, self._index, self._where = reader, file, path, index, where
 
     def codes(self, chunk: int, out: NDArray[Any]) -> None:

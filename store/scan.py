@@ -60,7 +60,6 @@ def scan(
     lake: "Lake",
     kernel: Callable[[Tile], _Result],
     *,
-    site: str,
     layers: Sequence[int],
     blocks: Sequence[int],
     values: str,
@@ -80,25 +79,25 @@ def scan(
         if part.chunks.start == 0:
             following = lake.blocks.index(part.block) + count
             if following < len(lake.blocks):
-                reader.prefetch(site, part.layer, lake.blocks[following])
+                reader.prefetch(part.layer, lake.blocks[following])
         if not hasattr(buffers, "values"):
             dtype = {"float32": np.float32, "stored": encoding.stored, "codes": encoding.codes}[values]
             buffers.values = np.empty(reader.chunk_shape, dtype=dtype)
         results = []
-        with reader.shard(site, part.layer, part.block) as shard:
+        with reader.shard(part.layer, part.block) as shard:
             for chunk in part.chunks:
                 first = chunk * lake.chunk_neurons
                 scales = None
                 if values == "codes":
                     shard.codes(chunk, buffers.values)
                     if encoding.quantised:
-                        scales = reader.scales(site, part.layer, part.block, chunk)[: lake.neurons - first]
+                        scales = reader.scales(part.layer, part.block, chunk)[: lake.neurons - first]
                 elif values == "stored":
                     shard.patterns(chunk, buffers.values)
                 else:
                     shard.unpack(range(chunk, chunk + 1), buffers.values, first_neuron=first)
                 tile = Tile(
-                    site=site,
+                    site=lake.site,
                     layer=part.layer,
                     block=part.block,
                     first_row=part.block * lake.block_rows,

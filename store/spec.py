@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,21 @@ class LakeSpec:
     sites: tuple[str, ...]
     layers: tuple[int, ...]
     neurons: int
-    """Neurons per layer."""
+    """Units per layer of the first site: its neurons."""
     block_rows: int
     chunk_neurons: int
     encoding: str
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Units per layer of each further site that has another number of them, such as the residual stream."""
 
     def __post_init__(self) -> None:
         get_encoding(self.encoding)
         for name in ("neurons", "block_rows", "chunk_neurons"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for site, width in self.widths.items():
+            if site not in self.sites[1:] or width < 1:
+                raise InputError(f"widths: {site!r} has {width}, expected at least 1 unit, of one of {self.sites[1:]}")
         if self.block_rows & (self.block_rows - 1):
             raise InputError(f"block_rows must be a power of two, got {self.block_rows}")
 
@@ -47,9 +52,15 @@ class LakeSpec:
         text = json.dumps(self._identity(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def geometry(self, blocks: int) -> Geometry:
+    def width(self, site: str) -> int:
+        """Units per layer of a site."""
+        return self.widths.get(site, self.neurons)
+
+    def geometry(self, site: str, blocks: int = 0) -> Geometry:
         """Return the shape of a site's arrays for that many blocks."""
-        return Geometry(blocks=blocks, block_rows=self.block_rows, neurons=self.neurons, chunk_neurons=self.chunk_neurons)
+        return Geometry(
+            blocks=blocks, block_rows=self.block_rows, neurons=self.width(site), chunk_neurons=self.chunk_neurons
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form, as stored under the root's attribute ``neuronlake``."""
@@ -64,6 +75,7 @@ class LakeSpec:
             "block_rows": self.block_rows,
             "chunk_neurons": self.chunk_neurons,
             "encoding": self.encoding,
+            **({"widths": dict(self.widths)} if self.widths else {}),
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -98,6 +110,7 @@ class LakeSpec:
                 block_rows=record["block_rows"],
                 chunk_neurons=record["chunk_neurons"],
                 encoding=record["encoding"],
+                widths=record.get("widths", {}),
             )
         except (KeyError, TypeError) as error:
             raise DamageError(f"{where} lacks {error} in its attributes: it is damaged") from None
@@ -121,7 +134,7 @@ def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def array_metadata(spec: LakeSpec, site: str, layer: int, blocks: int) -> dict[str, Any]:
     """Return the ``zarr.json`` of one layer's array: (rows, neurons), one shard per block."""
-    encoding, geometry = get_encoding(spec.encoding), spec.geometry(blocks)
+    encoding, geometry = get_encoding(spec.encoding), spec.geometry(site, blocks)
     inner = [geometry.block_rows, geometry.chunk_neurons]
     return {
         "zarr_format": 3,
@@ -162,20 +175,20 @@ def scales_metadata(spec: LakeSpec, site: str, blocks: int) -> dict[str, Any]:
 
     An inner chunk is one layer, so that reading a column of one layer does not read the scales of all.
     """
-    layers = len(spec.layers)
+    layers, width = len(spec.layers), spec.width(site)
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [layers, blocks, spec.neurons, PARAMETERS],
+        "shape": [layers, blocks, width, PARAMETERS],
         "data_type": "float32",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layers, 1, spec.neurons, PARAMETERS]}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layers, 1, width, PARAMETERS]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": 0.0,
         "codecs": [
             {
                 "name": "sharding_indexed",
                 "configuration": {
-                    "chunk_shape": [1, 1, spec.neurons, PARAMETERS],
+                    "chunk_shape": [1, 1, width, PARAMETERS],
                     "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
                     "index_codecs": index_codecs(),
                     "index_location": "end",

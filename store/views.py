@@ -23,8 +23,8 @@ class LayerArray:
     dtype = np.dtype(np.float32)
     ndim = 2
 
-    def __init__(self, lake: "Lake", site: str, layer: int):
-        self._lake, self._site, self._layer = lake, site, layer
+    def __init__(self, lake: "Lake", layer: int):
+        self._lake, self._layer = lake, layer
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,13 +35,13 @@ class LayerArray:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        return f"<LayerArray L{self._layer} {self._site} {self.shape} float32 of {self._lake.path}>"
+        return f"<LayerArray L{self._layer} {self._lake.site} {self.shape} float32 of {self._lake.path}>"
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         rows, neurons = key if isinstance(key, tuple) else (key, slice(None))
         if rows is Ellipsis:
             rows = slice(None)
-        values = self._lake.read(site=self._site, layer=self._layer, rows=rows, neurons=neurons)
+        values = self._lake.read(layer=self._layer, rows=rows, neurons=neurons)
         # as NumPy does, a single number drops its axis
         drop = tuple(axis for axis, index in enumerate((rows, neurons)) if isinstance(index, int | np.integer))
         return values.squeeze(axis=drop) if drop else values
@@ -53,7 +53,7 @@ class LayerArray:
         return values if dtype is None else values.astype(dtype)
 
 
-def dask_layer(lake: "Lake", site: str, layer: int) -> "dask.array.Array":
+def dask_layer(lake: "Lake", layer: int) -> "dask.array.Array":
     """One Dask chunk per committed block: float32 (committed rows, neurons)."""
     import dask
     import dask.array as da
@@ -66,8 +66,7 @@ def dask_layer(lake: "Lake", site: str, layer: int) -> "dask.array.Array":
             read(
                 layer=layer,
                 block=block,
-                site=site,
-                dask_key_name=f"lake-{lake.fingerprint[:16]}-{site}-{layer}-{block}",
+                dask_key_name=f"lake-{lake.fingerprint[:16]}-{lake.site}-{layer}-{block}",
             ),
             shape=shape,
             dtype=np.float32,
@@ -78,7 +77,7 @@ def dask_layer(lake: "Lake", site: str, layer: int) -> "dask.array.Array":
     return da.concatenate(parts, axis=0)
 
 
-def xarray_layers(lake: "Lake", site: str, layers: tuple[int, ...], labels: tuple[str, ...]) -> "xarray.DataArray":
+def xarray_layers(lake: "Lake", layers: tuple[int, ...], labels: tuple[str, ...]) -> "xarray.DataArray":
     """Lazy DataArray (layer, row, neuron) with row numbers, token ids and labels as coordinates."""
     import dask.array as da
     import xarray
@@ -93,11 +92,11 @@ def xarray_layers(lake: "Lake", site: str, layers: tuple[int, ...], labels: tupl
     for label in labels:
         coordinates[label] = ("row", tokens.column(label).to_numpy(zero_copy_only=False))
     return xarray.DataArray(
-        da.stack([dask_layer(lake, site, layer) for layer in layers]),
+        da.stack([dask_layer(lake, layer) for layer in layers]),
         dims=("layer", "row", "neuron"),
         coords=coordinates,
-        name=site,
-        attrs={"lake": lake.fingerprint, "site": site, "encoding": lake.encoding},
+        name=lake.site,
+        attrs={"lake": lake.fingerprint, "site": lake.site, "encoding": lake.encoding},
     )
 
 

@@ -76,7 +76,6 @@ class BlockWriter:
         self._root = root
         self._spec = spec
         self._encoding = get_encoding(spec.encoding)
-        self._geometry = spec.geometry(blocks=0)
         self._overlap_encoding = overlap_encoding
         self._tap = tap
         self._ranks = ranks
@@ -112,13 +111,7 @@ class BlockWriter:
         """Return a buffer ready for a block of `rows` used rows, waiting until one is free."""
         buffer = self._free.get()
         if buffer is None:
-            buffer = BlockBuffer(
-                sites=self._spec.sites,
-                layers=self._spec.layers,
-                geometry=self._geometry,
-                encoding=self._encoding,
-                ranks=self._ranks,
-            )
+            buffer = BlockBuffer(self._spec, ranks=self._ranks)
         buffer.reset(rows)
         return buffer
 
@@ -198,7 +191,7 @@ class BlockWriter:
     def _scratch(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return a buffer of this thread for a chunk: fresh memory per chunk would cost more than filling it."""
         if not hasattr(self._local, name):
-            shape = (self._geometry.block_rows, self._geometry.chunk_neurons)
+            shape = (self._spec.block_rows, self._spec.chunk_neurons)
             setattr(self._local, name, np.empty(shape, dtype=dtype))
         return getattr(self._local, name)  # type: ignore[no-any-return]
 
@@ -225,7 +218,7 @@ class BlockWriter:
             sync_folder(self._root / layout.array_path(site, layer))
         if self._encoding.quantised:
             for site in self._spec.sites:
-                parts = [encoded[site, layer].scale_parts(self._spec.neurons) for layer in self._spec.layers]
+                parts = [encoded[site, layer].scale_parts(self._spec.width(site)) for layer in self._spec.layers]
                 index = build_index([sum(map(len, part)) for part in parts])
                 path = layout.scales_path(site, block)
                 records.append(write_file(self._root, path, [*chain.from_iterable(parts), index]))

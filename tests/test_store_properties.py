@@ -68,6 +68,8 @@ class Shape:
     block_rows: int
     chunk_neurons: int
     tokens: int
+    second: int | None = None
+    """Units per layer of the second site, if not `neurons`."""
 
     def spec(self) -> LakeSpec:
         """Settings of the lake."""
@@ -78,7 +80,8 @@ class Shape:
             chunk_neurons=self.chunk_neurons,
             encoding=self.encoding,
         )
-        return LakeSpec(**{**spec.__dict__, "sites": self.sites})
+        widths = {self.sites[1]: self.second} if self.second and len(self.sites) > 1 else {}
+        return LakeSpec(**{**spec.__dict__, "sites": self.sites, "widths": widths})
 
 
 shapes = st.builds(
@@ -90,6 +93,7 @@ shapes = st.builds(
     block_rows=st.sampled_from([16, 32, 64]),
     chunk_neurons=st.sampled_from([1, 2, 4, 8, 16, 64]),
     tokens=st.integers(1, 100),
+    second=st.none() | st.integers(1, 40),
 )
 
 
@@ -112,9 +116,9 @@ class Model:
         self.given: dict[int, dict[tuple[str, int], NDArray[np.float32]]] = {}
         """Committed block → (site, layer) → float32 (block rows, neurons); zeros where it is padding."""
 
-    def values(self) -> NDArray[np.float32]:
+    def values(self, site: str | None = None) -> NDArray[np.float32]:
         """Activations with everything that is awkward: zeros of both signs, subnormals, the largest, constant neurons."""
-        shape = (self.shape.block_rows, self.shape.neurons)
+        shape = (self.shape.block_rows, self.spec.width(site or self.shape.sites[0]))
         encoding = ENCODINGS[self.shape.encoding]
         info = ml_dtypes.finfo(DTYPES[encoding.values])
         values = self.rng.standard_normal(shape) * 10.0 ** self.rng.integers(-6, 4, size=shape[1])
@@ -135,7 +139,7 @@ class Model:
                 buffer = writer.buffer(len(used))
                 here = {}
                 for site, layer in buffer.keys:
-                    values = self.values()
+                    values = self.values(site)
                     order = self.rng.permutation(used)
                     for part in np.array_split(order, int(self.rng.integers(1, 4))):
                         if part.size:
@@ -147,7 +151,7 @@ class Model:
 
     def expected(self, site: str, layer: int) -> NDArray[np.float32]:
         """float32 (rows of the plan, neurons); NaN where nothing is committed. Of exact encodings."""
-        whole = np.full((self.all_rows, self.shape.neurons), np.nan, dtype=np.float32)
+        whole = np.full((self.all_rows, self.spec.width(site)), np.nan, dtype=np.float32)
         for block, here in self.given.items():
             first = block * self.shape.block_rows
             whole[first : first + self.shape.block_rows] = cast(here[site, layer], self.shape.encoding)
@@ -184,7 +188,7 @@ class Model:
         array = zarr.open_array(self.root / layout.array_path(site, layer), mode="r")
         scales = zarr.open_array(self.root / str(array.attrs["scales"]), mode="r")
         unit, knee = np.moveaxis(scales[scales.attrs["layers"].index(layer), block], -1, 0)
-        codes = np.tile(np.arange(128, dtype=np.float32)[:, None], (1, self.shape.neurons))
+        codes = np.tile(np.arange(128, dtype=np.float32)[:, None], (1, self.spec.width(site)))
         names = {"a": codes, "unit": unit, "knee": knee, "numpy": np}
         with np.errstate(all="ignore"):  # of codes that no value needs, and neurons that are zero throughout
             levels = np.asarray(eval(str(array.attrs["decode"]), names), dtype=np.float32)  # (codes, neurons)
