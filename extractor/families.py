@@ -27,6 +27,8 @@ class Family:
     """Activation function of a gated MLP, a module that is called once with the gate."""
     heads: tuple[str, ...] = ()
     """Output projection of the attention."""
+    heads_unless: str = ""
+    """A module whose presence says that the attention is one function call, its output projection never called."""
     shared: tuple[str, ...] = ()
     """Output projection of the expert that sees every token."""
     experts: bool = False
@@ -104,6 +106,7 @@ FAMILIES = (
         output="layers.{layer}.feed_forward.output_dense",
         up=("feed_forward.intermediate_dense",),
         heads=("attention.out_proj",),
+        heads_unless="attention.gru_rel_pos_linear",  # WavLM
     ),
 )
 
@@ -251,7 +254,7 @@ def _resolve(names: Mapping[str, Any], run: Any, family: Family, prefix: str, la
         up=modules(family.up),
         gate=gate,
         activation=modules(family.activation) if gate else (),
-        heads=modules(family.heads),
+        heads=() if f"{stack}0.{family.heads_unless}" in names else modules(family.heads),
         shared=modules(family.shared),
         moe=modules((after.rpartition(".")[0],)) if family.experts else (),
     )
