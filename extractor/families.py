@@ -112,9 +112,9 @@ FAMILIES = (
 
 # Their tokens attend only to earlier ones, so that padding on the right needs no mask and attention its fast path. Anything
 # else gets a mask, which is always right.
-_CAUSAL = frozenset({
+CAUSAL = frozenset({
     "arcee", "bloom", "codegen", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2",
-    "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "llama", "ministral", "mistral", "mixtral", "mpt", "nemotron",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "llama", "ministral", "mistral", "mixtral", "mpt", "nemotron",
     "olmo", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
     "stablelm", "starcoder2",
 })  # fmt: skip
@@ -190,7 +190,7 @@ def is_causal(config: Any) -> bool:
     """Whether a configuration is known to let tokens attend only to earlier ones."""
     text = config.get_text_config()
     return (
-        text.model_type in _CAUSAL
+        text.model_type in CAUSAL
         and not getattr(text, "use_bidirectional_attention", False)
         and getattr(text, "is_causal", True) is not False
     )

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import CASES, HIDDEN, LAYERS, POSITIONS, SPEECH, Array, Case, apply, reference, save
+from family_models import CASES, GROUPED, HIDDEN, LAYERS, POSITIONS, SPEECH, Array, Case, apply, reference, save
+from transformers import CONFIG_MAPPING
 
 from neuronlake.extractor import resolve_model
+from neuronlake.extractor.families import CAUSAL
 from neuronlake.extractor.model import Model, read_shape
 
 LENGTHS = (7, 4, 6)
@@ -108,3 +110,21 @@ def test_the_longest_sequence_can_be_run(case: Case, tmp_path: Path) -> None:
     if case.hard_limit:
         with pytest.raises((IndexError, RuntimeError)):
             capture(model, torch.full((1, longest + 1), 5), torch.ones(1, longest + 1))
+
+
+@pytest.mark.parametrize("kind", sorted(CAUSAL - {case.kind for case in CASES}))
+def test_causal_models_do_not_look_ahead(kind: str, tmp_path: Path) -> None:
+    """Those of the list that are not among the cases, which see this in that a padded batch equals single sequences."""
+    gpt = {"n_embd": 32, "n_inner": 56, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "head_dim": 8}
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    keys = set(CONFIG_MAPPING[kind]().to_dict())
+    save(kind, {name: value for name, value in {**GROUPED, **gpt, **experts}.items() if name in keys}, tmp_path)
+    model = Model.load(resolve_model(str(tmp_path)), device="cpu", sites=["resid.post"])
+    assert model.causal
+    ids = torch.randint(3, 100, (1, 8), generator=torch.Generator().manual_seed(0))
+    before = capture(model, ids, torch.ones(1, 8))
+    ids[0, 7] += 1
+    after = capture(model, ids, torch.ones(1, 8))
+    for place in before:
+        close(after[place][:, :7], before[place][:, :7], str(place))
+        assert (after[place][:, 7] != before[place][:, 7]).any()
