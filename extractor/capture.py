@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.extractor.batching import plan_batches
+from neuronlake.extractor.drain import make_drain
 from neuronlake.extractor.model import Model
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.tables import PADDING
@@ -87,6 +88,7 @@ class TransformersEngine:
         self.model = model
         self.overlaps = model.device.type != "cpu"
         self._batch_tokens = batch_tokens
+        self._drain = make_drain(model.device)
 
     def provenance(self) -> dict[str, Any]:
         """See `neuronlake.extractor.engine.Engine`."""
@@ -98,23 +100,19 @@ class TransformersEngine:
 
         for members in plan_batches(plan.lengths, batch_tokens=self._batch_tokens):
             batch = make_batch(plan, members)
-            sink = _Sink(buffer, batch)
-            self.model.capture(torch.from_numpy(batch.ids), sink.receive)
+            self.model.capture(torch.from_numpy(batch.ids), self.receiver(buffer, batch))
             progress(len(batch.source))
+        self._drain.finish()
+
+    def receiver(self, buffer: BlockBuffer, batch: Batch) -> Callable[[str, int, "torch.Tensor"], None]:
+        """Return what takes the values of a batch, (sequences, positions, width), inside the forward pass."""
+
+        def receive(site: str, layer: int, values: "torch.Tensor") -> None:
+            flat = values.reshape(-1, values.shape[-1])  # of the whole batch, padding included
+            self._drain.put(buffer, site, layer, flat, batch.source, batch.target)
+
+        return receive
 
     def close(self) -> None:
-        """Nothing is held that does not end with the model."""
-
-
-class _Sink:
-    """Takes a layer's tensor inside the forward pass and scatters it into the block."""
-
-    def __init__(self, buffer: BlockBuffer, batch: Batch):
-        self._buffer, self._batch = buffer, batch
-
-    def receive(self, site: str, layer: int, values: "torch.Tensor") -> None:
-        import torch
-
-        # (sequences, positions, neurons) -> (sequences · positions, neurons); no copy when float32 on the CPU
-        flat = values.detach().reshape(-1, values.shape[-1]).to(device="cpu", dtype=torch.float32)
-        self._buffer.put(site, layer, flat.contiguous().numpy(), self._batch.source, self._batch.target)
+        """See `neuronlake.extractor.engine.Engine`."""
+        self._drain.close()
