@@ -1,7 +1,10 @@
 """Blocks computed by vLLM: whole blocks submitted at once, written by its workers into memory they share with us."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +33,8 @@ class EngineError(NeuronlakeError, RuntimeError):
 class VllmSettings:
     """How vLLM runs the model."""
 
+    device: str
+    """Kind of device that vLLM must be built for: ``cpu`` or ``cuda``."""
     dtype: str
     """``float32``, ``bfloat16`` or ``float16``."""
     max_tokens: int
@@ -90,6 +95,7 @@ class VllmEngine:
             "tensor_parallel_size": settings.tensor_parallel,
             "trust_remote_code": settings.trust_remote_code,
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             "worker_extension_cls": f"{NeuronlakeWorker.__module__}.{NeuronlakeWorker.__qualname__}",
             **settings.more,
         }
@@ -99,7 +105,7 @@ class VllmEngine:
             raise InputError(f"vLLM does not take the model in {folder}: {_reason(error)}") from error
         self._check(config)
         self.overlaps = config.device_config.device_type != "cpu"
-        self.ranks = settings.tensor_parallel
+        self.ranks: int | None = settings.tensor_parallel
         if not self.overlaps:
             _limit_cache(config)
         self._engine: Any = _start(config)
@@ -156,7 +162,7 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
 
     def _run(self, plan: BlockPlan, lengths: list[int], prefix: str, progress: Callable[[int], None]) -> None:
-        # Paused until all are queued: the same block is then cut into the same steps, which decide the last bits of the values.
+        # paused until all are queued: a block is then always cut into the same steps, which decide the last bits
         self._engine.sleep(level=0, mode="keep")
         for sequence, length in enumerate(lengths):
             start = int(plan.starts[sequence])
@@ -193,6 +199,7 @@ class VllmEngine:
         """Refuse settings, whoever made them, under which activations would be lost without a sign."""
         # what it is, got, expected, fix
         effective: list[tuple[str, Any, Any, str]] = [
+            ("device", config.device_config.device_type, self._settings.device, "this build of vLLM is for another one"),
             ("enforce_eager", config.model_config.enforce_eager, True, "compiled models do not run hooks"),
             ("compilation mode", config.compilation_config.mode.name, "NONE", "compiled models do not run hooks"),
             ("CUDA graphs", config.compilation_config.cudagraph_mode.name, "NONE", "replayed graphs do not run hooks"),
@@ -250,6 +257,8 @@ def _set_environment(settings: VllmSettings) -> None:
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # by the one token that it generates and never computes
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for vLLM's processes
     # For CPUs. Left alone, vLLM keeps a core per rank for its scheduler, which has nothing to do while a step is computed.
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(usable_cpus()))
     ranks = settings.tensor_parallel
@@ -275,9 +284,25 @@ def _start(config: Any) -> Any:
     from vllm import LLMEngine
 
     try:
-        return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+        with _empty_main_module():
+            return LLMEngine.from_vllm_config(config, disable_log_stats=True)
     except LOAD_ERRORS as error:
         raise EngineError(f"vLLM does not start: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _empty_main_module() -> Iterator[None]:
+    """Let new processes begin without running the user's script again, as Python's multiprocessing makes them do.
+
+    A script would need a guard against that; and vLLM's CPU workers fail to start where a script has imported numba (their
+    search of all modules for Triton kernels trips over llvmlite).
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _reason(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """What runs inside vLLM's workers: hooks that write every layer's neurons into the block. A worker extension of vLLM."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.extractor.drain import make_drain
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.errors import ActivationError, InputError, NeuronlakeError
 from neuronlake.store.spec import LakeSpec
@@ -31,7 +32,9 @@ class NeuronlakeWorker:
             return {"error": str(error)}
         return {"error": None, **self._neuronlake.facts()}
 
-    def neuronlake_begin(self, memory: str, spec: Mapping[str, Any], ids: bytes, starts: bytes, prefix: str) -> dict[str, Any]:
+    def neuronlake_begin(
+        self, memory: str, spec: Mapping[str, Any], ids: bytes, starts: bytes, prefix: str
+    ) -> dict[str, Any]:
         """Take what is computed from now on as the block of these sequences."""
         try:
             self._neuronlake.begin(memory, LakeSpec.from_dict(spec, Path("the lake")), ids, starts, prefix)
@@ -63,6 +66,7 @@ class BlockCapture:
         self._runner = worker.model_runner
         self._rank, self._ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         _check_runner(self._runner)
+        self._drain = make_drain(self._runner.device)
         self._buffers: dict[str, BlockBuffer] = {}
         self._buffer: BlockBuffer | None = None
         self._failure: NeuronlakeError | None = None
@@ -96,6 +100,7 @@ class BlockCapture:
 
     def finish(self) -> dict[str, Any]:
         """End the block."""
+        self._keep_failure(self._drain.finish)
         failure, self._failure = self._failure, None
         self._buffer = self._context = self._step = None
         row = failure.row if isinstance(failure, ActivationError) else None
@@ -116,33 +121,36 @@ class BlockCapture:
         return hook
 
     def _receive(self, site: str, layer: int, values: Any) -> None:
-        if self._buffer is None or self._failure is not None:
-            return
-        try:
-            step = self._current_step()
-            if step is not None:
-                self._put(self._buffer, step, site, layer, values)
-        except NeuronlakeError as error:  # kept for `finish`; nothing more is written
-            self._failure = error
+        if self._buffer is not None and self._failure is None:
+            self._keep_failure(lambda: self._put(site, layer, values))
 
-    def _put(self, buffer: BlockBuffer, step: Step, site: str, layer: int, values: Any) -> None:
+    def _keep_failure(self, work: Callable[[], None]) -> None:
+        """Do something; what goes wrong is kept for `finish`, and nothing more is written."""
+        try:
+            work()
+        except NeuronlakeError as error:
+            self._failure = self._failure or error
+
+    def _put(self, site: str, layer: int, values: Any) -> None:
         import torch
 
+        buffer, step = self._buffer, self._current_step()
+        if buffer is None or step is None:
+            return
         if not isinstance(values, torch.Tensor) or not values.is_floating_point():
             raise InputError(
-                f"layer {layer}, site {site}: got {type(values).__name__}, expected a tensor of floating-point numbers: vLLM "
-                "quantises or fuses this model's activations; use --backend transformers"
+                f"layer {layer}, site {site}: got {type(values).__name__}, expected a tensor of floating-point numbers: "
+                "vLLM quantises or fuses this model's activations; use --backend transformers"
             )
         if values.dim() != 2 or values.shape[0] < step.tokens:
             raise InputError(
-                f"layer {layer}, site {site}: got activations of shape {tuple(values.shape)}, expected ({step.tokens} tokens, "
-                "neurons): this model's MLP does not see every token of a step; use --backend transformers"
+                f"layer {layer}, site {site}: got activations of shape {tuple(values.shape)}, expected ({step.tokens} "
+                "tokens, neurons): this model's MLP does not see every token of a step; use --backend transformers"
             )
         first, last = buffer.columns(site, self._rank)
         if values.shape[1] == buffer.spec.width(site):  # the same on every rank: each writes its share of it
             values = values[:, first:last]
-        host = values[: step.tokens].detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
-        buffer.put(site, layer, host, step.source, step.target, rank=self._rank)
+        self._drain.put(buffer, site, layer, values, step.source, step.target, rank=self._rank)
 
     def _current_step(self) -> Step | None:
         """Return the step that is being computed; None when it is none of ours, as in vLLM's own dry runs."""
@@ -178,9 +186,7 @@ class BlockCapture:
                 )
             sources.append(np.arange(begin, begin + count))
             targets.append(target)
-        return Step(
-            tokens=int(bounds[batch.num_reqs]), source=np.concatenate(sources), target=np.concatenate(targets)
-        )
+        return Step(tokens=int(bounds[batch.num_reqs]), source=np.concatenate(sources), target=np.concatenate(targets))
 
     def _sequence(self, request: str) -> int:
         """Return the number of a request's sequence in the block; vLLM appends a random part to the id that it was given."""
@@ -194,6 +200,7 @@ class BlockCapture:
         done = int(self._done[sequence])
         if first == 0 < done and self._buffer is not None:
             # vLLM ran out of cache memory, dropped the sequence, and computes it anew
+            self._drain.finish()
             start = int(self._starts[sequence])
             self._buffer.forget(slice(start, start + done), rank=self._rank)
         elif first != done:
