@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuronlake.analysis.attribution import read_attribution
     from neuronlake.analysis.building import StatisticsBuilder
     from neuronlake.analysis.chosen_tokens import choose_tokens
     from neuronlake.analysis.correlation import coactivation
@@ -107,6 +108,7 @@ __all__ = [
     "random_concepts",
     "rank",
     "ranked_by_weight",
+    "read_attribution",
     "redundancy_clusters",
     "refine",
     "score",
@@ -127,6 +129,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "attribution": ("read_attribution",),
     "building": ("StatisticsBuilder",),
     "chosen_tokens": ("choose_tokens",),
     "correlation": ("coactivation",),

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 import neuronlake.cli.analyse
+import neuronlake.cli.attribute
 import neuronlake.cli.demo
 import neuronlake.cli.describe
 import neuronlake.cli.export
@@ -66,6 +67,7 @@ def build_parser() -> Parser:
         neuronlake.cli.probe,
         neuronlake.cli.describe,
         neuronlake.cli.weights,
+        neuronlake.cli.attribute,
         neuronlake.cli.neighbours,
         neuronlake.cli.tokens,
         neuronlake.cli.export,
@@ -95,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(options: argparse.Namespace) -> str:
+    if options.command == "attribute":
+        return "interrupted; run the same command again to go on"
     if options.command not in ("extract", "demo", "import"):
         return "interrupted; nothing was changed"
     return neuronlake.cli.extract.describe_interruption(options.lake)

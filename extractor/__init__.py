@@ -1,11 +1,14 @@
 """From a corpus and a model to a lake: readers, alignment, plan, capture."""
 
+from neuronlake.extractor.attribution import AttributionReport, AttributionSettings, attribute
 from neuronlake.extractor.corpora import ConlluCorpus, TableCorpus, TextCorpus
 from neuronlake.extractor.extract import ExtractReport, ExtractSettings, Observer, extract
 from neuronlake.extractor.labelling import label_with_conllu, label_with_spacy
 from neuronlake.extractor.source import ModelSource, resolve_model
 
 __all__ = [
+    "AttributionReport",
+    "AttributionSettings",
     "ConlluCorpus",
     "ExtractReport",
     "ExtractSettings",
@@ -13,6 +16,7 @@ __all__ = [
     "Observer",
     "TableCorpus",
     "TextCorpus",
+    "attribute",
     "extract",
     "label_with_conllu",
     "label_with_spacy",

@@ -161,7 +161,7 @@ class Model:
             raise InputError(f"could not load the model in {source.folder}: {first_line(error)}") from error
         neurons = find_neurons(model, module=module)
         # transformers fills what a checkpoint lacks with random numbers and only remarks on it
-        if missing := _missing(model, neurons.model, loading):
+        if missing := missing_weights(model, neurons.model, loading):
             raise InputError(
                 f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
                 f"first {missing[0]}; it is not a checkpoint of this architecture"
@@ -282,7 +282,7 @@ def _ignore(_site: str, _layer: int, _values: "torch.Tensor") -> None:
     """Receive nothing."""
 
 
-def _missing(model: Any, run: Any, loading: Mapping[str, Any]) -> list[str]:
+def missing_weights(model: Any, run: Any, loading: Mapping[str, Any]) -> list[str]:
     """Names of weights that the checkpoint lacks and the values depend on."""
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),

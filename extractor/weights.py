@@ -69,7 +69,7 @@ def store_weights(
         When the file system refuses; the lake is as it was.
     """
     opened = open_lake(lake)
-    _check_model(opened, source)
+    check_model(opened, source)
     try:
         there = find_weights(opened.path, source.sha256, full=True)
     except DamageError:
@@ -110,10 +110,11 @@ def token_texts(folder: Path, ids: int) -> dict[int, str]:
     return {number: names[number] if not text or _NOT_TEXT in text else text for number, text in decoded.items()}
 
 
-def _check_model(lake: Lake, source: ModelSource) -> None:
+def check_model(lake: Lake, source: ModelSource) -> None:
+    """Raise InputError where a lake was made with another model, or with none."""
     made_by = lake.spec.model
     if made_by.get("architecture") == "imported":
-        raise InputError(f"{lake.path} holds imported values, of no model that neuronlake knows: it has no weights to store")
+        raise InputError(f"{lake.path} holds imported values, of no model that neuronlake knows")
     if source.sha256 != made_by.get("sha256"):
         raise InputError(
             f"{lake.path} was made by {made_by.get('name')} (sha256 {str(made_by.get('sha256'))[:16]}…), "

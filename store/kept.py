@@ -1,8 +1,8 @@
 """Results kept inside a lake: computed from its blocks, never needed to read it, published whole or not at all.
 
-A result is a folder ``statistics/NAME``, ``index/NAME``, ``weights/NAME`` or ``covariances/NAME`` with a sealed record that
-lists its files. It is written in a staging folder and renamed. Statistics and covariances are not synced: they can be
-computed again, and what a power cut leaves of them does not fit their record.
+A result is a folder ``statistics/NAME``, ``index/NAME``, ``weights/NAME``, ``covariances/NAME`` or ``attribution/NAME`` with
+a sealed record that lists its files. It is written in a staging folder and renamed. Statistics and covariances are not
+synced: they can be computed again, and what a power cut leaves of them does not fit their record.
 """
 
 import contextlib
@@ -29,13 +29,15 @@ STATISTICS = "statistics"
 INDEX = "index"
 WEIGHTS = "weights"
 COVARIANCES = "covariances"
-KEPT = (STATISTICS, INDEX, WEIGHTS, COVARIANCES)
+ATTRIBUTION = "attribution"
+KEPT = (STATISTICS, INDEX, WEIGHTS, COVARIANCES, ATTRIBUTION)
 """Folders of a lake that hold results."""
 MADE_BY = {
     STATISTICS: "the same question computes it",
     INDEX: "`neuronlake index`, or the same question, makes it",
     WEIGHTS: "`neuronlake weights` makes it",
     COVARIANCES: "the same probe gathers it",
+    ATTRIBUTION: "`neuronlake attribute` makes it",
 }
 """What to do where a result is gone."""
 RECORD = "record.json"
