@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuronlake.analysis.activation_share import activation_hits
     from neuronlake.analysis.attribution import read_attribution
     from neuronlake.analysis.building import StatisticsBuilder
     from neuronlake.analysis.chosen_tokens import choose_tokens
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.figure_volcano import volcano
     from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
     from neuronlake.analysis.firing import firing_neurons, strongest_neurons
+    from neuronlake.analysis.key_neurons import choose_key_neurons, hit_scores, key_list, ranker_scores, scores_of
     from neuronlake.analysis.labels import LabelRequest, LabelVector, token_labels
     from neuronlake.analysis.neuron import neuron_name, parse_neuron
     from neuronlake.analysis.neuron_columns import column_table, write_columns
@@ -81,7 +83,9 @@ __all__ = [
     "StatisticsBuilder",
     "TagListsBuilder",
     "TokensBeyond",
+    "activation_hits",
     "benjamini_hochberg",
+    "choose_key_neurons",
     "choose_tokens",
     "coactivation",
     "column_table",
@@ -91,6 +95,8 @@ __all__ = [
     "describe_lines",
     "describe_neuron",
     "firing_neurons",
+    "hit_scores",
+    "key_list",
     "labelled_matrix",
     "language_classes",
     "lape",
@@ -108,10 +114,12 @@ __all__ = [
     "random_concepts",
     "rank",
     "ranked_by_weight",
+    "ranker_scores",
     "read_attribution",
     "redundancy_clusters",
     "refine",
     "score",
+    "scores_of",
     "similar_tokens",
     "split_documents",
     "strongest_neurons",
@@ -129,6 +137,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "activation_share": ("activation_hits",),
     "attribution": ("read_attribution",),
     "building": ("StatisticsBuilder",),
     "chosen_tokens": ("choose_tokens",),
@@ -138,6 +147,7 @@ _HOMES = {
     "figure_volcano": ("volcano",),
     "figures": ("layer_class_counts", "layer_tag_heatmap", "tag_bars"),
     "firing": ("firing_neurons", "strongest_neurons"),
+    "key_neurons": ("choose_key_neurons", "hit_scores", "key_list", "ranker_scores", "scores_of"),
     "labels": ("LabelRequest", "LabelVector", "token_labels"),
     "neuron": ("neuron_name", "parse_neuron"),
     "neuron_columns": ("column_table", "write_columns"),

@@ -14,7 +14,8 @@ from neuronlake.store.lake import Lake
 _DIMS = ("tag", "layer", "neuron")
 # What tells results of one label apart, in the order in which people would.
 _TOLD_APART = (
-    "method", "rule", "steps", "quantity", "share", "within", "where", "tags", "per_tag", "seed", "dtype", "batch_targets",
+    "method", "rule", "steps", "tolerance", "quantity", "share", "within", "where", "tags", "per_tag", "seed", "dtype",
+    "batch_targets",
 )  # fmt: skip
 
 
@@ -28,8 +29,8 @@ def read_attribution(lake: Lake, by: str = "upos", *, name: str | None = None, *
     name
         Of the result, where several fit; a unique part of it is enough.
     settings
-        Values of what the result was made with, such as ``method="gradient"``: method, rule, steps, quantity, share, within,
-        where, tags, per_tag, seed, dtype, batch_targets.
+        Values of what the result was made with, such as ``method="gradient"``: method, rule, steps, tolerance, quantity,
+        share, within, where, tags, per_tag, seed, dtype, batch_targets.
 
     Returns
     -------

@@ -46,6 +46,14 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--steps", type=int, default=3, metavar="M", help="points of the integral (default: 3)")
     parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="take more points where a layer's sum is off by more than that share of the layer's mean effect; 0 never does "
+        "(default: 0.01; gauss only)",
+    )
+    parser.add_argument(
         "--quantity",
         choices=("log_probability", "probability"),
         default="log_probability",
@@ -89,6 +97,7 @@ def _attribute(options: argparse.Namespace) -> int:
         method=options.method,
         rule=options.rule,
         steps=options.steps,
+        tolerance=options.tolerance or None,
         quantity=options.quantity,
         share=options.share,
         within=options.within,

@@ -16,6 +16,7 @@ import neuronlake.cli.extract
 import neuronlake.cli.importing
 import neuronlake.cli.index
 import neuronlake.cli.inspect
+import neuronlake.cli.key_neurons
 import neuronlake.cli.label
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
@@ -68,6 +69,7 @@ def build_parser() -> Parser:
         neuronlake.cli.describe,
         neuronlake.cli.weights,
         neuronlake.cli.attribute,
+        neuronlake.cli.key_neurons,
         neuronlake.cli.neighbours,
         neuronlake.cli.tokens,
         neuronlake.cli.export,

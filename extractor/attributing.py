@@ -39,6 +39,16 @@ class Clean:
     hidden: "list[torch.Tensor]" = field(default_factory=list)
     """What goes into every layer, and what comes out of the last one; (sequences, chosen, width)."""
 
+    def select(self, rows: "torch.Tensor", layer: int) -> "Clean":
+        """Only some of the sequences, in that order and as often as they are named, for passes that begin at that layer."""
+        return Clean(
+            ids=self.ids[rows],
+            following=self.following[rows],
+            attention=self.attention.select(rows, layer),
+            neurons=[values[rows] if place == layer else values for place, values in enumerate(self.neurons)],
+            hidden=[values[rows] if place == layer else values for place, values in enumerate(self.hidden)],
+        )
+
 
 @dataclass(kw_only=True)
 class _Pass:
@@ -267,8 +277,8 @@ class AttributionModel:
                 if not apart <= bound:
                     raise InputError(
                         f"{type(self.module).__name__}: computed position by position, its predictions differ from its "
-                        f"own by {apart:.2g} deviations of its logits (rounding is below {bound:g}): its attention or layers "
-                        "have a part that attribution does not know"
+                        f"own by {apart:.2g} deviations of its logits (rounding is {bound:g} at most): its attention or layers"
+                        " have a part that attribution does not know"
                     )
 
     def _no_attention(self, reason: str) -> InputError:

@@ -46,6 +46,9 @@ class AttributionSettings:
     rule: str = "gauss"
     """Of the integral: ``gauss`` (Gauss–Legendre) or ``riemann`` (right sums, as in Dai et al. 2022)."""
     steps: int = 3
+    tolerance: float | None = 0.01
+    """Of ``gauss``: where a sum misses its layer's effect by more than that share of the layer's mean effect, more points
+    are taken; None takes them nowhere."""
     quantity: str = "log_probability"
     """What is explained: the next token's ``log_probability`` or ``probability``."""
     share: float = 0.05
@@ -73,6 +76,8 @@ class AttributionSettings:
             if value not in known:
                 raise InputError(f"unknown {what} {value!r}: known are {', '.join(known)}")
         quadrature(self.rule, self.steps)
+        if self.tolerance is not None and self.tolerance <= 0:
+            raise InputError(f"tolerance must be above 0, got {self.tolerance}")
         if not 0 < self.share < 1:
             raise InputError(f"share must be between 0 and 1, got {self.share}")
         if self.per_tag is not None and self.per_tag < 1:
@@ -236,7 +241,13 @@ class _Run:
         if settings.method == "gradient":
             return gradient_times_activation(self._model, clean, real, quantity=settings.quantity)
         return integrated_gradients(
-            self._model, clean, real, rule=settings.rule, steps=settings.steps, quantity=settings.quantity
+            self._model,
+            clean,
+            real,
+            rule=settings.rule,
+            steps=settings.steps,
+            tolerance=_tolerance(settings),
+            quantity=settings.quantity,
         )
 
     def _done(self) -> int:
@@ -291,7 +302,9 @@ def add(
 
 
 def _key(lake: Lake, labels: TargetLabels, settings: AttributionSettings, batch_targets: int) -> dict[str, Any]:
-    integral = {"rule": settings.rule, "steps": settings.steps} if settings.method == "ig" else {}
+    integral: dict[str, Any] = {}
+    if settings.method == "ig":
+        integral = {"rule": settings.rule, "steps": settings.steps, "tolerance": _tolerance(settings)}
     return {
         "lake": lake.fingerprint,
         "blocks": list(lake.blocks),
@@ -309,6 +322,11 @@ def _key(lake: Lake, labels: TargetLabels, settings: AttributionSettings, batch_
         "dtype": settings.dtype or str(lake.spec.capture["dtype"]),
         "batch_targets": batch_targets,
     }
+
+
+def _tolerance(settings: AttributionSettings) -> float | None:
+    """Right sums stay what they are: they are there to repeat what others did."""
+    return settings.tolerance if settings.rule == "gauss" else None
 
 
 def _check_shape(lake: Lake, model: AttributionModel) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 METHODS = ("ig", "gradient")
 RULES = ("gauss", "riemann")
+_FOUR = 4  # pieces that an interval is cut in
+_CUTS = 2  # how often
 QUANTITIES = ("log_probability", "probability")
 
 
@@ -33,8 +35,8 @@ class Attributions:
 def quadrature(rule: str, steps: int) -> tuple[Sequence[float], Sequence[float]]:
     """Nodes α in (0, 1] and weights of a rule for ∫₀¹.
 
-    ``gauss``: Gauss–Legendre, exact for polynomials of degree 2·steps − 1. ``riemann``: α = k/steps, k = 1 … steps, the sum of
-    Dai et al. 2022, Knowledge neurons in pretrained transformers.
+    ``gauss``: Gauss–Legendre, exact for polynomials of degree 2·steps − 1. ``riemann``: α = k/steps, k = 1 … steps, the sum
+    of Dai et al. 2022, Knowledge neurons in pretrained transformers.
 
     Raises
     ------
@@ -58,6 +60,7 @@ def integrated_gradients(
     *,
     rule: str,
     steps: int,
+    tolerance: float | None = None,
     quantity: str = "log_probability",
 ) -> Attributions:
     """Integrated gradients (Sundararajan et al. 2017) of every layer's neurons, layer by layer as in Dai et al. 2022.
@@ -75,29 +78,126 @@ def integrated_gradients(
         Which chosen positions are real; the others are padding.
     rule, steps
         See `quadrature`.
+    tolerance
+        Where a sum misses its layer's effect by more than that share of the batch's mean |effect| in the layer, the interval
+        is cut in four, and once more; None leaves it at that.
     quantity
         f: the ``log_probability`` of the token that follows, or its ``probability``.
     """
     import torch
 
-    nodes, weights = quadrature(rule, steps)
+    real = real.to(model.device)
+    path = _Path(model=model, real=real, quantity=quantity, rule=quadrature(rule, steps))
     with torch.no_grad():
         log_probability = model.log_probability(clean, layer=model.layers)
-        here = _quantity(log_probability, quantity)
+    here = _quantity(log_probability, quantity)
     values = np.empty((int(real.sum()), model.layers, model.neurons), dtype=np.float32)
     effect = np.empty((len(values), model.layers))
     for layer, neurons in enumerate(clean.neurons):
-        total = torch.zeros_like(neurons, dtype=torch.float32)
-        for node, weight in zip(nodes, weights, strict=True):
-            scaled = (neurons * node).requires_grad_()
-            reached = _quantity(model.log_probability(clean, layer=layer, neurons=scaled), quantity)
-            (gradient,) = torch.autograd.grad(reached.sum(), scaled)
-            total += weight * gradient
-        values[:, layer] = _real(neurons * total, real)
-        with torch.no_grad():
-            ablated = model.log_probability(clean, layer=layer, neurons=torch.zeros_like(neurons))
-        effect[:, layer] = _real(here - _quantity(ablated, quantity), real)
+        ablated = path.at(clean, layer, torch.zeros(len(neurons), device=model.device))
+        effects = (here - ablated) * real
+        bar = None if tolerance is None else tolerance * float(effects.abs().sum() / real.sum())
+        values[:, layer] = _real(neurons * path.integral(clean, layer, ablated, here, bar), real)
+        effect[:, layer] = _real(effects, real)
     return Attributions(values=values, log_probability=_real(log_probability, real).astype(np.float64), effect=effect)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Path:
+    """The straight way from a layer's neurons at zero to what they are."""
+
+    model: AttributionModel
+    real: "torch.Tensor"
+    quantity: str
+    rule: tuple[Sequence[float], Sequence[float]]
+
+    def at(self, clean: Clean, layer: int, scale: "torch.Tensor") -> "torch.Tensor":
+        """f with the layer's neurons scaled, of every sequence by its own number; (sequences, chosen)."""
+        import torch
+
+        with torch.no_grad():
+            scaled = clean.neurons[layer] * scale[:, None, None].to(clean.neurons[layer].dtype)
+            return _quantity(self.model.log_probability(clean, layer=layer, neurons=scaled), self.quantity)
+
+    def integral(
+        self, clean: Clean, layer: int, low: "torch.Tensor", high: "torch.Tensor", bar: float | None
+    ) -> "torch.Tensor":
+        """∫₀¹ of the gradient, float32 (sequences, chosen, neurons); `low` and `high` are f at its ends."""
+        import torch
+
+        sequences = len(low)
+        edge = torch.zeros(sequences, device=low.device)
+        total = self._piece(clean, layer, edge, edge + 1)
+        if bar is None:
+            return total
+        missing = self._missing(clean, layer, total, high - low, self.real)
+        again = torch.nonzero(missing > bar)[:, 0]
+        total[again] = 0
+        # (sequence, ends of the interval, f there), in four pieces of each
+        pieces = _Pieces(rows=again, start=edge[again], width=1.0, low=low[again], high=high[again])
+        for left in range(_CUTS - 1, -1, -1):
+            if not len(pieces.rows):
+                break
+            pieces = self._refine(clean, layer, pieces, total, bar if left else float("inf"))
+        return total
+
+    def _refine(self, clean: Clean, layer: int, pieces: "_Pieces", total: "torch.Tensor", bar: float) -> "_Pieces":
+        """Cut each piece in four, add those that are good enough to the total and return the others."""
+        import torch
+
+        width, limit, rest = pieces.width / _FOUR, len(total), []
+        for first in range(0, len(pieces.rows), max(1, limit // _FOUR)):
+            few = slice(first, first + max(1, limit // _FOUR))
+            rows, start = pieces.rows[few], pieces.start[few]
+            some = clean.select(rows, layer)
+            between = [self.at(some, layer, start + cut * width) for cut in range(1, _FOUR)]
+            ends = [pieces.low[few], *between, pieces.high[few]]
+            low, high = torch.cat(ends[:-1]), torch.cat(ends[1:])
+            start, rows = torch.cat([start + cut * width for cut in range(_FOUR)]), rows.repeat(_FOUR)
+            some = clean.select(rows, layer)
+            found = self._piece(some, layer, start, start + width)
+            missing = self._missing(some, layer, found, high - low, self.real[rows])
+            good = missing <= bar
+            total.index_add_(0, rows[good], found[good])
+            rest.append(_Pieces(rows=rows[~good], start=start[~good], width=width, low=low[~good], high=high[~good]))
+        return _Pieces(
+            width=width,
+            **{name: torch.cat([getattr(part, name) for part in rest]) for name in ("rows", "start", "low", "high")},
+        )
+
+    def _piece(self, clean: Clean, layer: int, start: "torch.Tensor", end: "torch.Tensor") -> "torch.Tensor":
+        """Quadrature from start to end, of every sequence its own."""
+        import torch
+
+        neurons = clean.neurons[layer]
+        total = torch.zeros_like(neurons, dtype=torch.float32)
+        for node, weight in zip(*self.rule, strict=True):
+            scale = (start + node * (end - start))[:, None, None]
+            scaled = (neurons * scale.to(neurons.dtype)).requires_grad_()
+            reached = _quantity(self.model.log_probability(clean, layer=layer, neurons=scaled), self.quantity)
+            (gradient,) = torch.autograd.grad(reached.sum(), scaled)
+            total += (weight * (end - start))[:, None, None] * gradient
+        return total
+
+    def _missing(
+        self, clean: Clean, layer: int, integral: "torch.Tensor", effect: "torch.Tensor", real: "torch.Tensor"
+    ) -> "torch.Tensor":
+        """What the sum misses of the effect, the most of a sequence's real positions; (sequences,)."""
+        apart = ((clean.neurons[layer] * integral).sum(-1) - effect).abs() * real
+        found: torch.Tensor = apart.amax(dim=1)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pieces:
+    """Intervals of α that are to be cut, each of one sequence."""
+
+    rows: "torch.Tensor"
+    start: "torch.Tensor"
+    width: float
+    low: "torch.Tensor"
+    """f at the start, (pieces, chosen)."""
+    high: "torch.Tensor"
 
 
 def gradient_times_activation(

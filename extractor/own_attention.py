@@ -32,6 +32,14 @@ class CleanAttention:
     """Module → keys (sequences, heads, positions, width), values, and additive mask (sequences, 1 or heads, chosen,
     positions), which hides a position from itself."""
 
+    def select(self, rows: "torch.Tensor", first: int) -> "CleanAttention":
+        """Only some of the sequences, in that order, of the modules from the `first` on."""
+        seen = {
+            module: tuple(part if len(part) == 1 < len(self.positions) else part[rows] for part in parts)
+            for module, parts in list(self.seen.items())[first:]
+        }
+        return CleanAttention(positions=self.positions[rows], recording=False, seen=seen)
+
 
 _CURRENT: ContextVar[CleanAttention | None] = ContextVar("_CURRENT", default=None)
 
