@@ -220,18 +220,25 @@ class AttributionModel:
         """Forward of a layer: its own, or what it gave in the clean pass."""
         state = self._pass
         if state is None:
-            return _tensor(forward(hidden, *arguments, **named), self.module)
+            return self._whole(forward(hidden, *arguments, **named))
         clean = state.clean
         if state.start < 0:
             clean.hidden.append(_at(hidden, clean.attention.positions))
-            output = _tensor(forward(hidden, *arguments, **named), self.module)
+            output = self._whole(forward(hidden, *arguments, **named))
             if index + 1 == self.layers:
                 clean.hidden.append(_at(output, clean.attention.positions))
             return output
         if index < state.start:
             return clean.hidden[state.start]
         start = clean.hidden[index] if index == state.start else hidden
-        return _tensor(forward(start, *arguments, **named), self.module)
+        return self._whole(forward(start, *arguments, **named))
+
+    def _whole(self, output: Any) -> "torch.Tensor":
+        import torch
+
+        if not isinstance(output, torch.Tensor):
+            raise self._no_attention("its layers return more than their output")
+        return output
 
     def _output(self, index: int, _module: Any, arguments: tuple[Any, ...]) -> "tuple[torch.Tensor, ...] | None":
         """Before an output projection: its inputs are the neurons."""
@@ -277,8 +284,8 @@ class AttributionModel:
                 if not apart <= bound:
                     raise InputError(
                         f"{type(self.module).__name__}: computed position by position, its predictions differ from its "
-                        f"own by {apart:.2g} deviations of its logits (rounding is {bound:g} at most): its attention or layers"
-                        " have a part that attribution does not know"
+                        f"own by {apart:.2g} deviations of its logits (rounding is {bound:g} at most): its attention or"
+                        " layers have a part that attribution does not know"
                     )
 
     def _no_attention(self, reason: str) -> InputError:
@@ -308,13 +315,3 @@ def _checked(neurons: Neurons) -> Neurons:
 def _at(values: "torch.Tensor", positions: "torch.Tensor") -> "torch.Tensor":
     """(sequences, positions, width) -> (sequences, chosen, width)."""
     return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def _tensor(output: Any, model: Any) -> "torch.Tensor":
-    import torch
-
-    if not isinstance(output, torch.Tensor):
-        raise InputError(
-            f"{type(model).__name__}: its layers return more than their output, which attribution does not know"
-        )
-    return output

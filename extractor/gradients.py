@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 METHODS = ("ig", "gradient")
 RULES = ("gauss", "riemann")
 _FOUR = 4  # pieces that an interval is cut in
-_CUTS = 2  # how often
+_CUTS = 5  # how often at most: pieces of 1/1024
 QUANTITIES = ("log_probability", "probability")
 
 
@@ -80,7 +80,7 @@ def integrated_gradients(
         See `quadrature`.
     tolerance
         Where a sum misses its layer's effect by more than that share of the batch's mean |effect| in the layer, the interval
-        is cut in four, and once more; None leaves it at that.
+        is cut in four, and those pieces where the same holds again; None leaves it at that.
     quantity
         f: the ``log_probability`` of the token that follows, or its ``probability``.
     """

@@ -152,7 +152,7 @@ def test_rules() -> None:
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
-        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100}, "attribution does not know"),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100}, "AttentionInterface"),
         ("gpt_neo", {"hidden_size": 32, "intermediate_size": 56, "num_layers": 2, "num_heads": 4, "vocab_size": 100,
                      "attention_types": [[["global"], 2]], "max_position_embeddings": 20}, "AttentionInterface"),
         ("mixtral", {**GROUPED, "num_local_experts": 2}, "mixture of experts"),
@@ -175,3 +175,31 @@ def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}))
     with pytest.raises(InputError, match=r"quantised weights \(bitsandbytes\)"):
         AttributionModel.load(resolve_model(str(tmp_path / "m")), device="cpu")
+
+
+def test_rough_paths_get_more_points(tmp_path: Path) -> None:
+    """Neurons that write a hundred times as much as the embedding: what is predicted turns within a small part of the way."""
+    case = CAUSAL["llama"]
+    save_causal(case.kind, case.config, tmp_path / "m")
+    plain = load_plain(tmp_path / "m")
+    with torch.no_grad():
+        plain.model.layers[0].mlp.down_proj.weight *= 30
+    plain.save_pretrained(tmp_path / "m")
+    model = AttributionModel.load(ModelSource(folder=tmp_path / "m", name="m", sha256="0"), device="cpu", dtype="float32")
+    ids, positions, following, real = batch()
+    clean = model.clean(ids, positions, following)
+
+    def missed(steps: int, tolerance: float | None) -> tuple[np.ndarray, np.ndarray]:
+        found = integrated_gradients(model, clean, real, rule="gauss", steps=steps, tolerance=tolerance)
+        error = np.abs(found.values.sum(-1, dtype=np.float64) - found.effect).sum(0) / np.abs(found.effect).sum(0)
+        return found.values, error
+
+    coarse, coarse_error = missed(2, None)
+    fine, fine_error = missed(2, 0.001)
+    dense, dense_error = missed(300, None)
+    assert coarse_error[0] > 0.1
+    assert max(fine_error) < 0.01
+    assert max(dense_error) < 0.01
+    apart = [np.abs(each - dense)[:, 0].sum() / np.abs(dense)[:, 0].sum() for each in (coarse, fine)]
+    assert apart[0] > 0.1
+    assert apart[1] < 0.02
