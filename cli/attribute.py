@@ -142,7 +142,7 @@ def _print(attribution: Attribution) -> None:
     for place, (tag, samples, available) in enumerate(
         zip(attribution.tags, record["samples"], record["available"], strict=True)
     ):
-        hits = tally.hits[place]
+        hits = tally.hits[place].astype(np.int64)
         best = np.argsort(-hits, axis=None, kind="stable")[:3]
         named = [(*map(int, np.unravel_index(flat, hits.shape)), int(hits.flat[flat])) for flat in best]
         shown = ", ".join(f"L{layer}.N{neuron} ({count / samples:.0%})" for layer, neuron, count in named if count)

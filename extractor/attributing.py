@@ -196,13 +196,27 @@ class AttributionModel:
         traced
             Gets the neurons of every layer that is computed, so that gradients with respect to them can be asked for.
         """
-        import torch
-
         state = _Pass(clean=clean, start=layer, replaced=neurons, traced=traced)
         named = {"position_ids": clean.attention.positions} if self._positions else {}
-        logits = self._run(state, clean.ids, **named)
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), clean.following.flatten(), reduction="none")
-        return -loss.view_as(clean.following)
+        return _log_probability(self._run(state, clean.ids, **named), clean.following)
+
+    def trace(
+        self, ids: "torch.Tensor", positions: "torch.Tensor", following: "torch.Tensor", traced: "list[torch.Tensor]"
+    ) -> "torch.Tensor":
+        """Log-probability of the tokens that follow the chosen positions, in one pass over the whole sequences.
+
+        Parameters
+        ----------
+        ids, positions, following
+            See `clean`.
+        traced
+            Gets the neurons of every layer, of all positions, (sequences, positions, neurons). The gradient of a position's
+            log-probability with respect to other positions is zero.
+        """
+        ids, positions, following = (each.to(self.device) for each in (ids, positions, following))
+        clean = Clean(ids=ids, following=following, attention=CleanAttention(positions=positions, live=True))
+        logits = self._run(_Pass(clean=clean, traced=traced), ids)
+        return _log_probability(_at(logits, positions), following)
 
     def _run(self, state: _Pass, ids: "torch.Tensor", **named: Any) -> "torch.Tensor":
         self._pass = state
@@ -222,6 +236,8 @@ class AttributionModel:
         if state is None:
             return self._whole(forward(hidden, *arguments, **named))
         clean = state.clean
+        if clean.attention.live:
+            return self._whole(forward(hidden, *arguments, **named))
         if state.start < 0:
             clean.hidden.append(_at(hidden, clean.attention.positions))
             output = self._whole(forward(hidden, *arguments, **named))
@@ -246,11 +262,9 @@ class AttributionModel:
         if state is None:
             return None
         values: torch.Tensor = arguments[0]
-        if state.start < 0:
+        if state.start < 0 and state.traced is None:
             positions = state.clean.attention.positions
-            # OPT: (sequences · positions, neurons)
-            whole = values.unflatten(0, (len(positions), -1)) if values.ndim == 2 else values
-            state.clean.neurons.append(_at(whole, positions))
+            state.clean.neurons.append(_at(_by_sequence(values, len(positions)), positions))
             return None
         if index == state.start and state.replaced is not None:
             return (state.replaced.view(values.shape).to(values.dtype), *arguments[1:])
@@ -310,6 +324,19 @@ def _checked(neurons: Neurons) -> Neurons:
     if not neurons.layers:
         raise InputError(f"{kind}: its layers are not known, attribution needs them")
     return neurons
+
+
+def _log_probability(logits: "torch.Tensor", following: "torch.Tensor") -> "torch.Tensor":
+    """(sequences, chosen, vocabulary) -> float32 (sequences, chosen)."""
+    import torch
+
+    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), following.flatten(), reduction="none")
+    return -loss.view_as(following)
+
+
+def _by_sequence(values: "torch.Tensor", sequences: int) -> "torch.Tensor":
+    """What OPT's output projections see is (sequences · positions, neurons)."""
+    return values.unflatten(0, (sequences, -1)) if values.ndim == 2 else values
 
 
 def _at(values: "torch.Tensor", positions: "torch.Tensor") -> "torch.Tensor":

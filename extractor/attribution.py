@@ -19,6 +19,7 @@ from neuronlake.extractor.gradients import (
     METHODS,
     QUANTITIES,
     Attributions,
+    gradient_in_one_pass,
     gradient_times_activation,
     integrated_gradients,
     quadrature,
@@ -34,6 +35,8 @@ from neuronlake.store.lock import writing
 # Measured on two AVX2 cores with SmolLM2: below some 200 positions, reading the weights costs more than computing with them.
 _BATCH_TARGETS = {"cpu": 256, "cuda": 4096}
 _KEEP_S = 60.0  # between two writings of what there is so far
+# Of a batch's positions: a clean pass and a pass back and forth over some cost as much as one back and forth over all.
+_DENSE = 0.5
 WITHIN = ("sample", "layer")
 
 
@@ -235,9 +238,11 @@ class _Run:
     def _explain(self, batch: TargetBatch) -> Attributions:
         import torch
 
-        clean = self._model.clean(*map(torch.from_numpy, (batch.ids, batch.positions, batch.following)))
-        real = torch.from_numpy(batch.target >= 0)
-        settings = self._settings
+        ids, positions, following = (torch.from_numpy(each) for each in (batch.ids, batch.positions, batch.following))
+        real, settings = torch.from_numpy(batch.target >= 0), self._settings
+        if settings.method == "gradient" and int(real.sum()) > _DENSE * batch.ids.size:
+            return gradient_in_one_pass(self._model, ids, positions, following, real, quantity=settings.quantity)
+        clean = self._model.clean(ids, positions, following)
         if settings.method == "gradient":
             return gradient_times_activation(self._model, clean, real, quantity=settings.quantity)
         return integrated_gradients(

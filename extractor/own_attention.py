@@ -28,6 +28,8 @@ class CleanAttention:
     """int64 (sequences, chosen): the positions that will answer for themselves."""
     recording: bool = True
     """Whether this is the clean pass. Afterwards only the chosen positions are computed, as sequences of their own."""
+    live: bool = False
+    """Whether gradients are taken through the clean pass itself: then nothing is kept, and they stay at their position."""
     seen: dict[Any, "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"] = field(default_factory=dict)
     """Module → keys (sequences, heads, positions, width), values, and additive mask (sequences, 1 or heads, chosen,
     positions), which hides a position from itself."""
@@ -98,6 +100,8 @@ def own_attention(
     for name, other in others.items():
         if isinstance(other, torch.Tensor) and name not in _HARMLESS:
             raise InputError(f"{type(module).__name__}: its attention takes {name!r}, which attribution does not know")
+    if state.live:
+        return _live(query, key, value, attention_mask, scaling, softcap), None
     if state.recording:
         state.seen[module] = key, value, _rows(attention_mask, state.positions, key)
         scores = _capped(_dot(query, key) * _scale(query, scaling), softcap)
@@ -110,6 +114,26 @@ def own_attention(
     weights = _weights(scores, query)  # (sequences, heads, queries, positions + 1), the last one its own
     mixed = _mix(weights[..., :-1], values) + (weights[..., -1:] * _spread(value, query)).transpose(1, 2)
     return mixed, None
+
+
+def _live(
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor | None",
+    scaling: float | None,
+    softcap: float | None,
+) -> "torch.Tensor":
+    """Attention as it is, whose gradients reach keys and values of a query's own position only."""
+    import torch
+
+    fixed_key, fixed_value = key.detach(), value.detach()
+    own = (query * _spread(key - fixed_key, query)).sum(-1)  # zero, but for its gradient
+    scores = _capped((_dot(query, fixed_key) + torch.diag_embed(own)) * _scale(query, scaling), softcap)
+    causal = attention_mask if attention_mask is not None else _causal(query, key)
+    weights = _weights(scores + causal, query)
+    at_itself = weights.diagonal(dim1=-2, dim2=-1)[..., None] * _spread(value - fixed_value, query)
+    return _mix(weights, fixed_value) + at_itself.transpose(1, 2)
 
 
 def _mask(*arguments: Any, **named: Any) -> "torch.Tensor | None":

@@ -12,7 +12,12 @@ from family_models import CASES, GROUPED, LAYERS, NEURONS, VOCABULARY
 
 from neuronlake.extractor import ModelSource, resolve_model
 from neuronlake.extractor.attributing import AttributionModel
-from neuronlake.extractor.gradients import gradient_times_activation, integrated_gradients, quadrature
+from neuronlake.extractor.gradients import (
+    gradient_in_one_pass,
+    gradient_times_activation,
+    integrated_gradients,
+    quadrature,
+)
 from neuronlake.store import InputError
 
 GPT2 = next(case for case in CASES if case.id == "gpt2")
@@ -84,13 +89,14 @@ def test_a_batch_of_positions_is_one_position_at_a_time(kind: str, tmp_path: Pat
     ids, positions, following, real = batch()
     clean = model.clean(ids, positions, following)
     gradient = gradient_times_activation(model, clean, real)
+    whole = gradient_in_one_pass(model, ids, positions, following, real)
     integrated = integrated_gradients(model, clean, real, rule="gauss", steps=1)
     assert gradient.values.shape == (8, LAYERS, NEURONS)
     for place, (line, column) in enumerate(real.nonzero().tolist()):
         single = OnePosition(plain, outputs, ids[line], int(positions[line, column]))
         assert gradient.log_probability[place] == pytest.approx(float(single.value), abs=1e-5)
         for layer in range(LAYERS):
-            for found, scale in ((gradient, 1.0), (integrated, 0.5)):
+            for found, scale in ((gradient, 1.0), (whole, 1.0), (integrated, 0.5)):
                 expected = (single.clean[layer] * single.gradient(layer, scale)).numpy()
                 np.testing.assert_allclose(found.values[place, layer], expected, atol=2e-5 * np.abs(expected).max() + 1e-7)
             with torch.no_grad():
@@ -178,7 +184,7 @@ def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_rough_paths_get_more_points(tmp_path: Path) -> None:
-    """Neurons that write a hundred times as much as the embedding: what is predicted turns within a small part of the way."""
+    """Neurons that write far more than the embedding: what is predicted turns within a small part of the way."""
     case = CAUSAL["llama"]
     save_causal(case.kind, case.config, tmp_path / "m")
     plain = load_plain(tmp_path / "m")

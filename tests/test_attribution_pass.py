@@ -1,6 +1,7 @@
 """The pass over a lake: which predictions, what is counted, interruption, damage, refusals."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -244,7 +245,7 @@ def test_the_command(made: tuple[Path, ModelSource], lake: Path, capsys: pytest.
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "completeness" in text
-    assert "NOUN" in text
+    assert re.search(r"NOUN +3 +\d+ +-\d+\.\d+ +L\d\.N\d+ \(100%\)", text)
     assert main([*arguments, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["made"], record["samples"], record["finished"]) == (False, [3, 3, 3], True)
