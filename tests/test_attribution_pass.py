@@ -102,7 +102,7 @@ def test_batches_hold_every_target_once(made: tuple[Path, ModelSource], batch_ta
     [
         (AttributionSettings(method="gradient", per_tag=6), 1.0),
         (AttributionSettings(method="gradient", per_tag=6, within="layer", share=0.1, quantity="probability"), 1.0),
-        (AttributionSettings(steps=1, rule="gauss", per_tag=6), 0.5),
+        (AttributionSettings(steps=1, tolerance=None, per_tag=6), 0.5),
     ],
 )
 def test_counts_are_those_of_brute_force(
