@@ -1,7 +1,7 @@
 """Attributions of a prediction to neurons, of a batch of positions at once: integrated gradients, gradient × activation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ METHODS = ("ig", "gradient")
 RULES = ("gauss", "riemann")
 _FOUR = 4  # pieces that an interval is cut in
 _CUTS = 5  # how often at most: pieces of 1/1024
+_BUDGET = 4  # pieces that are cut, of a layer and a sequence, on average over the batch: those that miss most
 QUANTITIES = ("log_probability", "probability")
 
 
@@ -79,8 +80,9 @@ def integrated_gradients(
     rule, steps
         See `quadrature`.
     tolerance
-        Where a sum misses its layer's effect by more than that share of the batch's mean |effect| in the layer, the interval
-        is cut in four, and those pieces where the same holds again; None leaves it at that.
+        Where a sum misses its layer's effect by more than that share of the batch's mean |effect| in the layer, the way is
+        cut in four, and so are pieces where the same holds again, those that miss most first, up to four cuts per sequence and
+        layer on average. None leaves it at the rule.
     quantity
         f: the ``log_probability`` of the token that follows, or its ``probability``.
     """
@@ -125,45 +127,41 @@ class _Path:
         """∫₀¹ of the gradient, float32 (sequences, chosen, neurons); `low` and `high` are f at its ends."""
         import torch
 
-        sequences = len(low)
-        edge = torch.zeros(sequences, device=low.device)
-        total = self._piece(clean, layer, edge, edge + 1)
+        edge = torch.zeros(len(low), device=low.device)
+        rows = torch.arange(len(low), device=low.device)
+        found = self._piece(clean, layer, edge, edge + 1)
         if bar is None:
-            return total
-        missing = self._missing(clean, layer, total, high - low, self.real)
-        again = torch.nonzero(missing > bar)[:, 0]
-        total[again] = 0
-        # (sequence, ends of the interval, f there), in four pieces of each
-        pieces = _Pieces(rows=again, start=edge[again], width=1.0, low=low[again], high=high[again])
-        for left in range(_CUTS - 1, -1, -1):
+            return found
+        missing = self._missing(clean, layer, found, high - low, self.real)
+        pieces = _Pieces(rows=rows, start=edge, low=low, high=high, found=found, missing=missing)
+        total, budget = found.clone(), _BUDGET * len(low)
+        for cut in range(1, _CUTS + 1):
+            pieces = pieces.take(torch.nonzero(pieces.missing > bar)[:, 0])
+            pieces = pieces.take(pieces.missing.argsort(descending=True, stable=True)[:budget])
             if not len(pieces.rows):
                 break
-            pieces = self._refine(clean, layer, pieces, total, bar if left else float("inf"))
+            budget -= len(pieces.rows)
+            total.index_add_(0, pieces.rows, -pieces.found)
+            pieces = self._cut(clean, layer, pieces, _FOUR**-cut)
+            total.index_add_(0, pieces.rows, pieces.found)
         return total
 
-    def _refine(self, clean: Clean, layer: int, pieces: "_Pieces", total: "torch.Tensor", bar: float) -> "_Pieces":
-        """Cut each piece in four, add those that are good enough to the total and return the others."""
+    def _cut(self, clean: Clean, layer: int, pieces: "_Pieces", width: float) -> "_Pieces":
+        """Cut each piece in four of that width."""
         import torch
 
-        width, limit, rest = pieces.width / _FOUR, len(total), []
-        for first in range(0, len(pieces.rows), max(1, limit // _FOUR)):
-            few = slice(first, first + max(1, limit // _FOUR))
-            rows, start = pieces.rows[few], pieces.start[few]
-            some = clean.select(rows, layer)
-            between = [self.at(some, layer, start + cut * width) for cut in range(1, _FOUR)]
-            ends = [pieces.low[few], *between, pieces.high[few]]
+        size, parts = max(1, len(clean.ids) // _FOUR), []
+        for first in range(0, len(pieces.rows), size):
+            few = pieces.take(torch.arange(first, min(first + size, len(pieces.rows)), device=pieces.rows.device))
+            some = clean.select(few.rows, layer)
+            ends = [few.low, *(self.at(some, layer, few.start + cut * width) for cut in range(1, _FOUR)), few.high]
             low, high = torch.cat(ends[:-1]), torch.cat(ends[1:])
-            start, rows = torch.cat([start + cut * width for cut in range(_FOUR)]), rows.repeat(_FOUR)
+            start, rows = torch.cat([few.start + cut * width for cut in range(_FOUR)]), few.rows.repeat(_FOUR)
             some = clean.select(rows, layer)
             found = self._piece(some, layer, start, start + width)
             missing = self._missing(some, layer, found, high - low, self.real[rows])
-            good = missing <= bar
-            total.index_add_(0, rows[good], found[good])
-            rest.append(_Pieces(rows=rows[~good], start=start[~good], width=width, low=low[~good], high=high[~good]))
-        return _Pieces(
-            width=width,
-            **{name: torch.cat([getattr(part, name) for part in rest]) for name in ("rows", "start", "low", "high")},
-        )
+            parts.append(_Pieces(rows=rows, start=start, low=low, high=high, found=found, missing=missing))
+        return _Pieces(**{each.name: torch.cat([getattr(part, each.name) for part in parts]) for each in fields(_Pieces)})
 
     def _piece(self, clean: Clean, layer: int, start: "torch.Tensor", end: "torch.Tensor") -> "torch.Tensor":
         """Quadrature from start to end, of every sequence its own."""
@@ -190,14 +188,23 @@ class _Path:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pieces:
-    """Intervals of α that are to be cut, each of one sequence."""
+    """Intervals of α, each of one sequence."""
 
     rows: "torch.Tensor"
+    """Their sequences, (pieces,)."""
     start: "torch.Tensor"
-    width: float
     low: "torch.Tensor"
     """f at the start, (pieces, chosen)."""
     high: "torch.Tensor"
+    """f at the end."""
+    found: "torch.Tensor"
+    """Integral of the gradient over the interval, (pieces, chosen, neurons)."""
+    missing: "torch.Tensor"
+    """What its sum misses of high − low, (pieces,)."""
+
+    def take(self, which: "torch.Tensor") -> "_Pieces":
+        """Some of them, in that order."""
+        return _Pieces(**{each.name: getattr(self, each.name)[which] for each in fields(self)})
 
 
 def gradient_times_activation(

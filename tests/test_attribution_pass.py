@@ -245,7 +245,7 @@ def test_the_command(made: tuple[Path, ModelSource], lake: Path, capsys: pytest.
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "completeness" in text
-    assert re.search(r"NOUN +3 +\d+ +-\d+\.\d+ +L\d\.N\d+ \(100%\)", text)
+    assert re.search(r"NOUN +3 +\d+ +-\d+\.\d+ +L\d\.N\d+ \(\d+%\)", text)
     assert main([*arguments, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["made"], record["samples"], record["finished"]) == (False, [3, 3, 3], True)
