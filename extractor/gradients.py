@@ -81,8 +81,8 @@ def integrated_gradients(
         See `quadrature`.
     tolerance
         Where a sum misses its layer's effect by more than that share of the batch's mean |effect| in the layer, the way is
-        cut in four, and so are pieces where the same holds again, those that miss most first, up to four cuts per sequence and
-        layer on average. None leaves it at the rule.
+        cut in four, and so are pieces where the same holds again: those that miss most first, up to four cuts per sequence
+        and layer on average. None leaves it at the rule.
     quantity
         f: the ``log_probability`` of the token that follows, or its ``probability``.
     """
