@@ -65,7 +65,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
                     bare, captured = alternate(
                         plan,
                         lambda batch, buffer=buffer: model.capture(  # type: ignore[misc]
-                            torch.from_numpy(batch.ids), _Sink(buffer, spec.sites[0], batch).receive
+                            torch.from_numpy(batch.ids), _Sink(buffer, batch).receive
                         ),
                     )
                     submitted = time.perf_counter()
@@ -84,7 +84,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
             def captured(batch: Batch) -> None:
                 rows, chosen = torch.from_numpy(batch.target), torch.from_numpy(batch.source)
 
-                def receive(layer: int, x: Any) -> None:
+                def receive(_site: str, layer: int, x: Any) -> None:
                     target[layer].index_copy_(0, rows, x.reshape(-1, x.shape[-1])[chosen].to(torch.float16))
 
                 model.capture(torch.from_numpy(batch.ids), receive)

@@ -72,47 +72,49 @@ def make_batch(plan: BlockPlan, members: Sequence[int]) -> Batch:
     return Batch(ids=ids, source=np.concatenate(source), target=np.concatenate(target))
 
 
-def capture_block(
-    model: Model,
-    plan: BlockPlan,
-    buffer: BlockBuffer,
-    *,
-    site: str,
-    batch_tokens: int,
-    progress: Callable[[int], None] = lambda tokens: None,
-) -> None:
-    """Run every sequence of a block once and store each layer's neurons in `buffer`.
+class TransformersEngine:
+    """Forward passes by transformers, in this process.
 
     Parameters
     ----------
+    model
+        Loaded.
     batch_tokens
         Largest padded size of a forward pass.
-    progress
-        Called after each batch with its number of real tokens.
-
-    Raises
-    ------
-    ActivationError
-        When an activation cannot be stored.
     """
-    import torch
 
-    for members in plan_batches(plan.lengths, batch_tokens=batch_tokens):
-        batch = make_batch(plan, members)
-        sink = _Sink(buffer, site, batch)
-        model.capture(torch.from_numpy(batch.ids), sink.receive)
-        progress(len(batch.source))
+    def __init__(self, model: Model, *, batch_tokens: int):
+        self.model = model
+        self.overlaps = model.device.type != "cpu"
+        self._batch_tokens = batch_tokens
+
+    def provenance(self) -> dict[str, Any]:
+        """See `neuronlake.extractor.engine.Engine`."""
+        return {**self.model.provenance(), "batch_tokens": self._batch_tokens}
+
+    def capture_block(self, plan: BlockPlan, buffer: BlockBuffer, progress: Callable[[int], None]) -> None:
+        """See `neuronlake.extractor.engine.Engine`."""
+        import torch
+
+        for members in plan_batches(plan.lengths, batch_tokens=self._batch_tokens):
+            batch = make_batch(plan, members)
+            sink = _Sink(buffer, batch)
+            self.model.capture(torch.from_numpy(batch.ids), sink.receive)
+            progress(len(batch.source))
+
+    def close(self) -> None:
+        """Nothing is held that does not end with the model."""
 
 
 class _Sink:
     """Takes a layer's tensor inside the forward pass and scatters it into the block."""
 
-    def __init__(self, buffer: BlockBuffer, site: str, batch: Batch):
-        self._buffer, self._site, self._batch = buffer, site, batch
+    def __init__(self, buffer: BlockBuffer, batch: Batch):
+        self._buffer, self._batch = buffer, batch
 
-    def receive(self, layer: int, neurons: "torch.Tensor") -> None:
+    def receive(self, site: str, layer: int, values: "torch.Tensor") -> None:
         import torch
 
         # (sequences, positions, neurons) -> (sequences · positions, neurons); no copy when float32 on the CPU
-        flat = neurons.detach().reshape(-1, neurons.shape[-1]).to(device="cpu", dtype=torch.float32)
-        self._buffer.put(self._site, layer, flat.contiguous().numpy(), self._batch.source, self._batch.target)
+        flat = values.detach().reshape(-1, values.shape[-1]).to(device="cpu", dtype=torch.float32)
+        self._buffer.put(site, layer, flat.contiguous().numpy(), self._batch.source, self._batch.target)
