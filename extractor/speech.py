@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,6 @@ from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line
 from neuronlake.store.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
-
 _WAVEFORM = frozenset({"data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm"})
 """Model types that convolve the waveform itself, without padding, to frames of 20 ms."""
 _MASKED = _WAVEFORM - {"data2vec-audio"}
@@ -25,6 +22,18 @@ _MASKED = _WAVEFORM - {"data2vec-audio"}
 _MEL = frozenset({"whisper"})
 SPEECH = _WAVEFORM | _MEL
 """Model types that read audio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechInputs:
+    """A batch as a speech model reads it."""
+
+    values: NDArray[np.float32]
+    """(utterances, samples), padded with 0, or (utterances, mel bins, time)."""
+    mask: NDArray[np.bool_]
+    """(utterances, samples) which of them are real. All are, unless `FrontEnd.masked`: then it makes no difference."""
+    frames: int
+    """That the model gives for each utterance, padding included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,27 +138,23 @@ class FrontEnd:
             batches += [alike[first : first + size] for first in range(0, len(alike), size)]
         return batches
 
-    def inputs(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[dict[str, "torch.Tensor"], int]:
-        """Return the model's inputs for one batch, and the frames (padding included) that it will give for each line.
+    def inputs(self, waveforms: Sequence[NDArray[np.float32]]) -> "SpeechInputs":
+        """Return what the model reads for one batch.
 
         Every utterance is normalised by itself, so that its inputs do not depend on what else is in the batch.
         """
-        import torch
-
         features = [self._features(waveform) for waveform in waveforms]
         if self.window is not None:
-            return {"input_features": torch.from_numpy(np.stack(features))}, self.window  # (utterances, mel bins, time)
+            mask = np.ones((len(features), self.window), dtype=np.bool_)  # the silence after the audio is seen too
+            return SpeechInputs(values=np.stack(features), mask=mask, frames=self.window)
         longest = max(len(line) for line in features)
-        values = np.zeros((len(features), longest), dtype=np.float32)  # (utterances, samples)
-        mask = np.zeros((len(features), longest), dtype=np.int64)
+        values = np.zeros((len(features), longest), dtype=np.float32)
+        mask = np.zeros((len(features), longest), dtype=np.bool_)
         for index, line in enumerate(features):
-            values[index, : len(line)], mask[index, : len(line)] = line, 1
-        inputs = {"input_values": torch.from_numpy(values)}
-        if self.masked:
-            inputs["attention_mask"] = torch.from_numpy(mask)
-        elif len({len(line) for line in features}) != 1:
+            values[index, : len(line)], mask[index, : len(line)] = line, True
+        if not (self.masked or mask.all()):
             raise ValueError("utterances of different lengths in one batch of a model that sees the padding")
-        return inputs, self.grid.count(longest)
+        return SpeechInputs(values=values, mask=mask, frames=self.grid.count(longest))
 
     def _features(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         found = self.extractor(waveform, sampling_rate=self.grid.sampling_rate, return_tensors="np")
