@@ -23,6 +23,7 @@ neuronlake extract ewt.lake --model HuggingFaceTB/SmolLM2-135M --conllu en_ewt-u
 neuronlake extract ewt.lake --model ./models --gguf SmolLM2-135M-Instruct.Q4_1.gguf --conllu treebanks/
 neuronlake extract books.lake --model ./Llama-3-8B --text books/ --tagger en_core_web_sm --context document --on-long split
 neuronlake extract mine.lake --model ./model --table tagged.parquet --encoding bfloat16
+neuronlake extract talks.lake --model facebook/wav2vec2-large-960h-lv60-self --audio utterances.jsonl
 neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8     # a part, as on one of several machines
 """
 
@@ -41,6 +42,13 @@ def add_commands(commands: Any) -> None:
         "--text", nargs="+", type=Path, metavar="FILE", help="plain text files or folders, each file a document"
     )
     kind.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="tagged sentences as JSONL or Parquet")
+    kind.add_argument(
+        "--audio",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="speech: tables (JSONL or Parquet) of utterances that name their audio files and time their words",
+    )
     corpus.add_argument(
         "--tagger", default="en_core_web_sm", metavar="PIPE", help="spaCy pipeline for --text (default: %(default)s)"
     )
@@ -149,7 +157,7 @@ def _extract(options: argparse.Namespace) -> int:
         blocks=options.blocks,
         trust_remote_code=options.trust_remote_code,
     )
-    with ExtractProgress(messages()) as progress:
+    with ExtractProgress(messages(), unit="frame" if options.audio else "token") as progress:
         source = resolve_model(
             options.model, gguf=options.gguf, trust_remote_code=options.trust_remote_code, say=progress.observer.say
         )
@@ -166,14 +174,16 @@ def _extract(options: argparse.Namespace) -> int:
 
 def show_counts(console: "Console", report: "ExtractReport") -> None:
     """Print what was planned, how well tokens and words align, and what is committed."""
-    counts = report.counts
+    counts, unit = report.counts, report.unit
+    special = f" (and {counts['special']:,} special)" if unit == "token" else ""
+    shared = f"{counts['multi']:,} tokens cover several words, " if unit == "token" else ""
     console.print(
         f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, "
-        f"{counts['tokens']:,} tokens (and {counts['special']:,} special)"
+        f"{counts['tokens']:,} {unit}s{special}"
     )
     console.print(
-        f"alignment: {counts['multi']:,} tokens cover several words, {counts['uncovered']:,} cover none; "
-        f"{counts['words_unreached']:,} words reached by no token, {counts['words_only_multi']:,} only by shared ones; "
+        f"alignment: {shared}{counts['uncovered']:,} {'cover none' if shared else f'{unit}s lie in no word'}; "
+        f"{counts['words_unreached']:,} words reached by no {unit}, {counts['words_only_multi']:,} only by shared ones; "
         f"{counts['truncated_sequences']:,} sequences truncated"
     )
     console.print(
@@ -182,10 +192,12 @@ def show_counts(console: "Console", report: "ExtractReport") -> None:
 
 
 def _corpus(options: argparse.Namespace) -> "Corpus":
-    from neuronlake.extractor.corpora import ConlluCorpus, TableCorpus, TextCorpus
+    from neuronlake.extractor.corpora import AudioCorpus, ConlluCorpus, TableCorpus, TextCorpus
 
     if options.conllu:
         return ConlluCorpus(paths=tuple(options.conllu), limit_sentences=options.limit_sentences)
+    if options.audio:
+        return AudioCorpus(paths=tuple(options.audio), limit_sentences=options.limit_sentences)
     if options.table:
         return TableCorpus(paths=tuple(options.table), limit_sentences=options.limit_sentences)
     return TextCorpus(

@@ -93,7 +93,8 @@ def _info(options: argparse.Namespace) -> int:
     lines = {
         "model": f"{lake.spec.model['name']} ({lake.spec.model['architecture']}, computed in {lake.spec.capture['dtype']})",
         "corpus": f"{files}{' …' if len(record['corpus'].get('files', [])) > 4 else ''}, {record['context']} context",
-        "text": ", ".join(f"{counts[name]:,} {name}" for name in ("documents", "sentences", "words", "tokens")),
+        "text": ", ".join(f"{counts[name]:,} {name}" for name in ("documents", "sentences", "words"))
+        + f", {counts['tokens']:,} {lake.plan.unit}s",
         "neurons": f"{len(lake.layers)} layers × {lake.neurons:,} neurons, site {', '.join(lake.sites)}",
         "stored": f"{size(stored)}, {record['bytes_per_value']:.3f} bytes per value as {lake.encoding}"
         if values
