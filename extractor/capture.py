@@ -1,5 +1,6 @@
 """Fill a block's buffer by forward passes over its sequences. A pure function of (plan, model, block)."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from neuronlake.extractor.batching import plan_batches
 from neuronlake.extractor.clips import Clip
+from neuronlake.extractor.drain import make_drain
 from neuronlake.extractor.model import Model
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.errors import InputError
@@ -122,6 +124,7 @@ class TransformersEngine:
         self.overlaps = model.device.type != "cpu"
         self._batch_tokens = batch_tokens
         self._batches = batches
+        self._drain = make_drain(model.device)
 
     def provenance(self) -> dict[str, Any]:
         """See `neuronlake.extractor.engine.Engine`."""
@@ -131,29 +134,31 @@ class TransformersEngine:
         """See `neuronlake.extractor.engine.Engine`."""
         import torch
 
-        for batch in self._batches(plan, self._batch_tokens):
-            sink = _Sink(buffer, batch)
-            self.model.capture(torch.from_numpy(batch.inputs), sink.receive, mask=torch.from_numpy(batch.mask))
-            progress(len(batch.source))
+        with warnings.catch_warnings():
+            # transformers' WavLM hands torch masks of two types
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
+            for batch in self._batches(plan, self._batch_tokens):
+                inputs = torch.from_numpy(batch.inputs)
+                if inputs.is_floating_point():
+                    inputs = inputs.to(self.model.module.dtype)
+                self.model.capture(inputs, self.receiver(buffer, batch), mask=torch.from_numpy(batch.mask))
+                progress(len(batch.source))
+        self._drain.finish()
+
+    def receiver(self, buffer: BlockBuffer, batch: Batch) -> Callable[[str, int, "torch.Tensor"], None]:
+        """Return what takes the values of a batch, (sequences, positions, width), inside the forward pass."""
+
+        def receive(site: str, layer: int, values: "torch.Tensor") -> None:
+            if values.shape[1] != batch.positions:
+                raise InputError(
+                    f"layer {layer}, site {site}: the model gave {values.shape[1]} positions for each sequence, "
+                    f"{batch.positions} were planned"
+                )
+            flat = values.reshape(-1, values.shape[-1])  # of the whole batch, padding included
+            self._drain.put(buffer, site, layer, flat, batch.source, batch.target)
+
+        return receive
 
     def close(self) -> None:
-        """Nothing is held that does not end with the model."""
-
-
-class _Sink:
-    """Takes a layer's tensor inside the forward pass and scatters it into the block."""
-
-    def __init__(self, buffer: BlockBuffer, batch: Batch):
-        self._buffer, self._batch = buffer, batch
-
-    def receive(self, site: str, layer: int, values: "torch.Tensor") -> None:
-        import torch
-
-        if values.shape[1] != self._batch.positions:
-            raise InputError(
-                f"layer {layer}, site {site}: the model gave {values.shape[1]} positions for each sequence, "
-                f"{self._batch.positions} were planned"
-            )
-        # (sequences, positions, neurons) -> (sequences · positions, neurons); no copy when float32 on the CPU
-        flat = values.detach().reshape(-1, values.shape[-1]).to(device="cpu", dtype=torch.float32)
-        self._buffer.put(site, layer, flat.contiguous().numpy(), self._batch.source, self._batch.target)
+        """See `neuronlake.extractor.engine.Engine`."""
+        self._drain.close()

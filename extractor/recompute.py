@@ -188,7 +188,10 @@ def _device(asked: str, provenance: Mapping[str, Any]) -> str:
 def _audit(lake: Lake, commit: Commit, model: Model) -> BlockAudit:
     batch_tokens = int(commit.provenance["batch_tokens"])
     engine = TransformersEngine(model, batch_tokens=batch_tokens)
-    with _threads(commit.provenance.get("threads") if model.device.type == "cpu" else None) as threads:
+    with (
+        contextlib.closing(engine),
+        _threads(commit.provenance.get("threads") if model.device.type == "cpu" else None) as threads,
+    ):
         now = {**engine.provenance(), "lake": lake.fingerprint}
         if threads is not None:
             now["threads"] = threads

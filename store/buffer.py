@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import ActivationError, InputError
-from neuronlake.store.kernels import scatter
+from neuronlake.store.kernels import scatter, unpack
 from neuronlake.store.shared_memory import SharedMemory, aligned
 from neuronlake.store.spec import LakeSpec
 
@@ -90,7 +90,7 @@ class BlockBuffer:
         self,
         site: str,
         layer: int,
-        values: NDArray[np.float32],
+        values: NDArray[Any],
         source: NDArray[Any],
         target: NDArray[Any],
         *,
@@ -101,6 +101,7 @@ class BlockBuffer:
         Parameters
         ----------
         values : float32 (positions, units of the rank), C order
+            Or uint16: bit patterns of the encoding's 16-bit values.
         source, target : int64 (n,)
         rank
             Whose slice of the units it is, when several processes fill the buffer.
@@ -139,12 +140,21 @@ class BlockBuffer:
                         f"({wrong.size} rows are wrong); the model does not run this layer once per token"
                     )
 
-    def _refuse(self, site: str, layer: int, values: NDArray[np.float32], target: NDArray[Any], first: int) -> None:
+    def _refuse(self, site: str, layer: int, values: NDArray[Any], target: NDArray[Any], first: int) -> None:
+        if cast := values.dtype == np.uint16:
+            patterns, values = values, np.empty(values.shape, dtype=np.float32)
+            unpack(self.encoding.values, patterns, patterns.shape[1], values, 0)
         with np.errstate(invalid="ignore"):
             # not "<=" negated by hand: a NaN compares false and must count as bad
             position, neuron = (int(found[0]) for found in np.nonzero(~(np.abs(values) <= self.encoding.largest)))
         value, row = float(values[position, neuron]), int(target[position])
         where = f"L{layer}.N{first + neuron} (site {site})"
+        if cast:
+            raise ActivationError(
+                f"{where} is {value} as {self.encoding.values}: it is beyond ±{self.encoding.largest:g}, or the forward "
+                "pass overflows; choose --encoding bfloat16 or float32, or --dtype float32",
+                row=row,
+            )
         if np.isfinite(value):
             raise ActivationError(
                 f"{where} is {value:g}, beyond {self.encoding.name}'s range of ±{self.encoding.largest:g}: "

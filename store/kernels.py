@@ -84,11 +84,12 @@ _SCATTER = {
     "float16": _make_scatter(f32_to_f16bits, _magnitude_16, numba.uint16),
     "bfloat16": _make_scatter(f32_to_bf16bits, _magnitude_16, numba.uint16),
 }
+_SCATTER_PATTERNS = _make_scatter(_as_is, _magnitude_16, numba.uint16)
 
 
 def scatter(
     encoding: str,
-    values: NDArray[np.float32],
+    values: NDArray[Any],
     source: NDArray[Any],
     target: NDArray[Any],
     tiles: NDArray[Any],
@@ -101,6 +102,7 @@ def scatter(
     encoding
         Value format of the tiles: ``float32``, ``float16`` or ``bfloat16``.
     values : float32 (positions, neurons), C order
+        Or uint16, bit patterns that were cast already.
     source, target : int64 (n,)
         Row of `values` → row of the block.
     tiles : stored dtype (chunks, rows, width)
@@ -113,7 +115,8 @@ def scatter(
     bool
         Whether every stored value is finite.
     """
-    return bool(_SCATTER[encoding](values, source, target, tiles, first) < _EXPONENT[encoding])
+    kernel = _SCATTER_PATTERNS if values.dtype == np.uint16 else _SCATTER[encoding]
+    return bool(kernel(values, source, target, tiles, first) < _EXPONENT[encoding])
 
 
 def unpack(encoding: str, codes: NDArray[Any], width: int, out: NDArray[np.float32], column: int) -> None:
