@@ -5,6 +5,7 @@ import contextlib
 import secrets
 import sys
 from pathlib import Path
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -52,6 +53,9 @@ def add_commands(commands: Any) -> None:
     )
     add_model_options(check, required=False)
     check.add_argument("--device", help="of --recompute: cpu, cuda or cuda:N (default: the kind that computed the block)")
+    check.add_argument(
+        "--audio", nargs="+", type=Path, metavar="FILE", help="of --recompute, for a speech lake: the tables it was made from"
+    )
     check.add_argument("--seed", type=_seed, metavar="S", help="of --recompute: choice of blocks (default: random)")
     check.set_defaults(run=_verify)
 
@@ -153,6 +157,7 @@ def _check_options(options: argparse.Namespace) -> None:
         "--model": options.model,
         "--gguf": options.gguf,
         "--device": options.device,
+        "--audio": options.audio,
         "--seed": options.seed,
         "--trust-remote-code": options.trust_remote_code or None,
     }
@@ -216,7 +221,7 @@ def _show_repair(console: "Console", report: RepairReport, lake: str) -> None:
 
 def _recompute(options: argparse.Namespace) -> "AuditReport":
     try:
-        from neuronlake.extractor import resolve_model
+        from neuronlake.extractor import AudioCorpus, resolve_model
         from neuronlake.extractor.recompute import recompute
     except ModuleNotFoundError as error:
         raise InputError(f"--recompute needs {error.name}: pip install 'neuronlake[extract]'") from error
@@ -232,6 +237,7 @@ def _recompute(options: argparse.Namespace) -> "AuditReport":
         seed=secrets.randbits(32) if options.seed is None else options.seed,
         device=options.device or "auto",
         trust_remote_code=options.trust_remote_code,
+        audio=AudioCorpus(paths=tuple(options.audio)) if options.audio else None,
         say=say,
     )
 

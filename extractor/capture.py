@@ -70,8 +70,12 @@ class Batch:
     """(rows,) their rows in the block."""
 
 
+MakeBatches = Callable[[BlockPlan, int], Iterator[Batch]]
+"""Makes the forward passes of a block, each of at most so many positions, padding included; a pure decision."""
+
+
 def text_batches(plan: BlockPlan, batch_tokens: int) -> Iterator[Batch]:
-    """Yield the forward passes of a block of text, each of at most `batch_tokens` tokens, padding included."""
+    """Yield the forward passes of a block of text, see `MakeBatches`."""
     for members in plan_batches(plan.lengths, batch_tokens=batch_tokens):
         yield make_batch(plan, members)
 
@@ -110,7 +114,7 @@ class TransformersEngine:
     batch_tokens
         Largest padded size of a forward pass.
     batches
-        Makes the forward passes of a block from its plan and `batch_tokens`, see `neuronlake.extractor.reading.Reader`.
+        Makes the forward passes of a block; by default those of text.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class TransformersEngine:
         model: Model,
         *,
         batch_tokens: int,
-        batches: Callable[[BlockPlan, int], Iterator[Batch]] = text_batches,
+        batches: MakeBatches = text_batches,
     ):
         self.model = model
         self.overlaps = model.device.type != "cpu"

@@ -31,7 +31,7 @@ class Reader(Protocol):
         """Yield the sequences of a corpus in its order."""
 
     def batches(self, plan: BlockPlan, batch_tokens: int) -> Iterator[Batch]:
-        """Yield the forward passes of a block: they follow from plan and `batch_tokens` alone."""
+        """Yield the forward passes of a block, see `neuronlake.extractor.capture.MakeBatches`."""
 
 
 class TextReader:
