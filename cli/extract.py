@@ -174,18 +174,16 @@ def _extract(options: argparse.Namespace) -> int:
 
 def show_counts(console: "Console", report: "ExtractReport") -> None:
     """Print what was planned, how well tokens and words align, and what is committed."""
-    counts, unit = report.counts, report.unit
-    special = f" (and {counts['special']:,} special)" if unit == "token" else ""
-    shared = f"{counts['multi']:,} tokens cover several words, " if unit == "token" else ""
-    console.print(
-        f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, "
-        f"{counts['tokens']:,} {unit}s{special}"
+    counts, frames = report.counts, report.unit == "frame"
+    rows = f"{counts['tokens']:,} frames" if frames else f"{counts['tokens']:,} tokens (and {counts['special']:,} special)"
+    console.print(f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, {rows}")
+    alignment = (
+        f"{counts['uncovered']:,} frames lie in no word; {counts['words_unreached']:,} words reached by no frame"
+        if frames
+        else f"{counts['multi']:,} tokens cover several words, {counts['uncovered']:,} cover none; "
+        f"{counts['words_unreached']:,} words reached by no token, {counts['words_only_multi']:,} only by shared ones"
     )
-    console.print(
-        f"alignment: {shared}{counts['uncovered']:,} {'cover none' if shared else f'{unit}s lie in no word'}; "
-        f"{counts['words_unreached']:,} words reached by no {unit}, {counts['words_only_multi']:,} only by shared ones; "
-        f"{counts['truncated_sequences']:,} sequences truncated"
-    )
+    console.print(f"alignment: {alignment}; {counts['truncated_sequences']:,} sequences truncated")
     console.print(
         f"{report.lake}: {report.committed} of {report.blocks} blocks committed, {len(report.extracted)} by this run"
     )

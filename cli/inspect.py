@@ -5,7 +5,6 @@ import contextlib
 import secrets
 import sys
 from pathlib import Path
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -54,7 +53,11 @@ def add_commands(commands: Any) -> None:
     add_model_options(check, required=False)
     check.add_argument("--device", help="of --recompute: cpu, cuda or cuda:N (default: the kind that computed the block)")
     check.add_argument(
-        "--audio", nargs="+", type=Path, metavar="FILE", help="of --recompute, for a speech lake: the tables it was made from"
+        "--audio",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="of --recompute, for a speech lake: the tables it was made from",
     )
     check.add_argument("--seed", type=_seed, metavar="S", help="of --recompute: choice of blocks (default: random)")
     check.set_defaults(run=_verify)

@@ -11,7 +11,7 @@ from neuronlake.extractor.extract import Observer
 
 
 class ExtractProgress:
-    """A bar with tokens (or frames: `unit`) per second, bytes written and time left; one line per step where there is no terminal."""
+    """A bar with tokens (or frames: `unit`) per second, bytes written, time left; without a terminal, one line per step."""
 
     def __init__(self, console: Console, *, unit: str = "token"):
         self._console = console

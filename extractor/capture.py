@@ -59,7 +59,7 @@ class Batch:
     """One padded forward pass and where its rows go."""
 
     inputs: NDArray[Any]
-    """What the model reads: token ids, int64 (sequences, longest), padded on the right with 0; or samples or a spectrogram."""
+    """What the model reads: token ids, int64 (sequences, longest), padded on the right with 0; or sound."""
     mask: NDArray[np.bool_]
     """(sequences, longest) which of the inputs are real."""
     positions: int
@@ -94,9 +94,7 @@ def make_batch(plan: BlockPlan, members: Sequence[int]) -> Batch:
     return Batch(inputs=ids, mask=mask.reshape(ids.shape), positions=longest, source=source, target=target)
 
 
-def lay_out_rows(
-    plan: BlockPlan, members: Sequence[int], *, positions: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def lay_out_rows(plan: BlockPlan, members: Sequence[int], *, positions: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where the rows of the chosen sequences are in a flattened batch of so many positions each, and in the block."""
     lengths = plan.lengths
     source = [np.arange(line * positions, line * positions + lengths[member]) for line, member in enumerate(members)]

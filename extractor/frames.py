@@ -76,7 +76,9 @@ def make_frame_sequences(corpus: AudioCorpus, grid: FrameGrid, settings: Sequenc
         `settings.on_long` is not ``truncate``; when utterances are to be joined or split.
     """
     if settings.context != "sentence":
-        raise InputError(f"context {settings.context!r}: a speech model reads utterance by utterance: use --context sentence")
+        raise InputError(
+            f"context {settings.context!r}: a speech model reads utterance by utterance: use --context sentence"
+        )
     document = None
     for utterance in corpus.sentences():
         opens = document != (document := (utterance.source, utterance.document))

@@ -37,9 +37,8 @@ class Reader(Protocol):
 class TextReader:
     """Rows are tokens."""
 
-    window = None
-
     def __init__(self, tokenizer: Tokenizer):
+        self.window: int | None = None
         self._tokenizer = tokenizer
 
     def identity(self) -> dict[str, Any]:
@@ -102,9 +101,7 @@ class SpeechReader:
             waveforms = [self._clips.load(plan.clips[member])[: samples[member]] for member in members]
             inputs = self._front.inputs(waveforms)
             source, target = lay_out_rows(plan, members, positions=inputs.frames)
-            yield Batch(
-                inputs=inputs.values, mask=inputs.mask, positions=inputs.frames, source=source, target=target
-            )
+            yield Batch(inputs=inputs.values, mask=inputs.mask, positions=inputs.frames, source=source, target=target)
 
 
 def open_reader(

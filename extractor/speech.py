@@ -103,11 +103,13 @@ class FrontEnd:
         window = int(config.max_source_positions)
         if extractor.nb_max_frames != stride * window or extractor.feature_size != config.num_mel_bins:
             raise InputError(
-                f"{source.name}: its feature extractor gives {extractor.feature_size} × {extractor.nb_max_frames} mel frames, "
+                f"{source.name}: its extractor gives {extractor.feature_size} × {extractor.nb_max_frames} mel frames, "
                 f"the encoder takes {config.num_mel_bins} × {stride * window}: preprocessor_config.json is of another model"
             )
         if extractor.dither:
-            raise InputError(f"{source.name}: its feature extractor adds random noise (dither {extractor.dither}); set it to 0")
+            raise InputError(
+                f"{source.name}: its feature extractor adds random noise (dither {extractor.dither}); set it to 0"
+            )
         grid = FrameGrid.of_windows(hop=stride * int(extractor.hop_length), sampling_rate=int(extractor.sampling_rate))
         return cls(extractor=extractor, grid=grid, window=window, masked=False, sha256=sha256)
 

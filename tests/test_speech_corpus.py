@@ -122,7 +122,7 @@ WORD = {"form": "dog", "start": 0.01, "end": 0.02}
         ({"words": [{**WORD, "start": "0"}]}, r"words\[0\] 'dog': start must be a number of seconds, got '0'"),
         ({"words": [{**WORD, "start": float("nan")}]}, r"start must be a number of seconds, got nan"),
         ({"words": [{**WORD, "end": 0.01}]}, r"words\[0\] 'dog': ends at 0.01 s, expected an end after its start at 0.01 s"),
-        ({"words": [{**WORD, "end": 99}]}, r"said from 0.01 to 99 s, outside the utterance from 0 to .* s; times count from"),
+        ({"words": [{**WORD, "end": 99}]}, r"said from 0.01 to 99 s, outside the utterance from 0 to .* s; times"),
         ({"words": [{**WORD, "start": -1}]}, r"said from -1 to 0.02 s, outside"),
         (
             {"words": [WORD, {"form": "ran", "start": 0.015, "end": 0.03}]},

@@ -45,7 +45,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def reference(kind: str, model: Path, samples: np.ndarray) -> np.ndarray:
-    """act(up) of one utterance alone: float64 (layers, frames, neurons), of the weights and the inputs of each layer's MLP."""
+    """act(up) of one utterance alone: float64 (layers, frames, neurons), from each MLP's weights and inputs."""
     from transformers import AutoFeatureExtractor, AutoModel
 
     network: Any = AutoModel.from_pretrained(model).eval()
@@ -121,9 +121,7 @@ def test_statistics_and_top_tokens_are_of_frames(tmp_path: Path, models: dict[st
         assert entry["token"] in TAGS if entry["labels"]["upos"] else entry["token"] == ""
 
 
-def test_the_same_inputs_give_the_same_bytes_and_runs_resume(
-    tmp_path: Path, models: dict[str, Path], table: Path
-) -> None:
+def test_the_same_inputs_give_the_same_bytes_and_runs_resume(tmp_path: Path, models: dict[str, Path], table: Path) -> None:
     model = models["wav2vec2:layer"]
     whole = run(tmp_path / "a.lake", model, table)
     assert whole.plan.blocks > 1
@@ -198,9 +196,7 @@ def test_stretches_of_a_recording(tmp_path: Path, models: dict[str, Path]) -> No
     np.testing.assert_allclose(lake.read(layer=1, rows=slice(0, both.shape[1])), both[1], atol=1e-5, rtol=1e-5)
 
 
-def test_by_command(
-    tmp_path: Path, models: dict[str, Path], table: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_by_command(tmp_path: Path, models: dict[str, Path], table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(tmp_path / "a.lake")
 
     def said(*command: str) -> str:

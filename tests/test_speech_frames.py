@@ -166,7 +166,9 @@ def test_refused_sequences(tmp_path: Path) -> None:
     def make(grid: FrameGrid = GRID, **options: Any) -> None:
         list(make_frame_sequences(corpus, grid, SequenceSettings(**{"max_tokens": 512, **options})))
 
-    with pytest.raises(InputError, match=r"speech.jsonl:1: u00.wav is sampled at 16000 Hz, the model expects 8000 Hz; convert"):
+    with pytest.raises(
+        InputError, match=r"speech.jsonl:1: u00.wav is sampled at 16000 Hz, the model expects 8000 Hz; convert"
+    ):
         make(replace(GRID, sampling_rate=8000))
     with pytest.raises(InputError, match=r"speech.jsonl:1: utterance 'u0' has \d+ samples, the model needs 99999 for one"):
         make(replace(GRID, needed=99_999))
@@ -222,7 +224,7 @@ def test_a_feature_extractor_that_does_not_fit_is_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="adds random noise"):
         FrontEnd.load(resolve_model(str(whisper)))
     WhisperFeatureExtractor(feature_size=16, chunk_length=30).save_pretrained(whisper)
-    with pytest.raises(InputError, match=r"gives 16 × 3000 mel frames, the encoder takes 16 × 200"):
+    with pytest.raises(InputError, match=r"extractor gives 16 × 3000 mel frames, the encoder takes 16 × 200"):
         FrontEnd.load(resolve_model(str(whisper)))
     WhisperFeatureExtractor(feature_size=16, chunk_length=2, padding_value=0.5).save_pretrained(whisper)
     assert FrontEnd.load(resolve_model(str(whisper))).identity() != before

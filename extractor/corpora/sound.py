@@ -75,12 +75,16 @@ class _Layout:
         if self.is_float:
             return np.frombuffer(data, dtype=f"<f{self.width}").astype(np.float32)
         if self.width == 1:  # the only unsigned one
-            return (np.frombuffer(data, dtype=np.uint8).astype(np.float32) - 128) / 128
+            return _scaled(np.frombuffer(data, dtype=np.uint8).astype(np.int16) - 128, bits=8)
         if self.width == 3:
             padded = np.zeros((len(data) // 3, 4), dtype=np.uint8)
             padded[:, 1:] = np.frombuffer(data, dtype=np.uint8).reshape(-1, 3)
-            return padded.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
-        return np.frombuffer(data, dtype=f"<i{self.width}").astype(np.float32) / np.float32(2 ** (8 * self.width - 1))
+            return _scaled(padded.view("<i4")[:, 0], bits=32)
+        return _scaled(np.frombuffer(data, dtype=f"<i{self.width}"), bits=8 * self.width)
+
+
+def _scaled(values: NDArray[np.signedinteger[Any]], *, bits: int) -> NDArray[np.float32]:
+    return np.multiply(values.astype(np.float32), np.float32(2.0 ** (1 - bits)), dtype=np.float32)
 
 
 def open_sound(path: Path) -> Sound:
@@ -105,13 +109,11 @@ def open_sound(path: Path) -> Sound:
         found = soundfile.info(path)
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{path}: not a format that soundfile reads ({error}); {_convert(path)}") from error
-    return Sound(
-        path=path, sampling_rate=int(found.samplerate), samples=int(found.frames), channels=int(found.channels)
-    )
+    return Sound(path=path, sampling_rate=int(found.samplerate), samples=int(found.frames), channels=int(found.channels))
 
 
 def _wav(path: Path, file: BinaryIO) -> Sound:
-    """Walk the chunks of a RIFF file (Multimedia Programming Interface and Data Specifications 1.0, IBM and Microsoft 1991)."""
+    """Walk the chunks of a RIFF file (IBM and Microsoft 1991, Multimedia Programming Interface and Data Specifications)."""
     size = os.fstat(file.fileno()).st_size
     described: tuple[int, int, int, int] | None = None
     while len(header := file.read(8)) == 8:

@@ -74,7 +74,6 @@ class TableCorpus:
         return {"kind": "table", "files": identify(table_files(self.paths)), "limit_sentences": self.limit_sentences}
 
 
-
 def table_files(paths: Sequence[Path]) -> list[SourceFile]:
     """Return the tables that `paths` stand for, see `expand`; InputError for a file of another kind."""
     files = expand(paths, suffixes=SUFFIXES)
