@@ -27,6 +27,8 @@ class Family:
     """Activation function of a gated MLP, a module that is called once with the gate."""
     heads: tuple[str, ...] = ()
     """Output projection of the attention."""
+    heads_unless: str = ""
+    """A module whose presence says that the attention is one function call, its output projection never called."""
     shared: tuple[str, ...] = ()
     """Output projection of the expert that sees every token."""
     experts: bool = False
@@ -104,14 +106,15 @@ FAMILIES = (
         output="layers.{layer}.feed_forward.output_dense",
         up=("feed_forward.intermediate_dense",),
         heads=("attention.out_proj",),
+        heads_unless="attention.gru_rel_pos_linear",  # WavLM
     ),
 )
 
 # Their tokens attend only to earlier ones, so that padding on the right needs no mask and attention its fast path. Anything
 # else gets a mask, which is always right.
-_CAUSAL = frozenset({
+CAUSAL = frozenset({
     "arcee", "bloom", "codegen", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2",
-    "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "llama", "ministral", "mistral", "mixtral", "mpt", "nemotron",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "llama", "ministral", "mistral", "mixtral", "mpt", "nemotron",
     "olmo", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
     "stablelm", "starcoder2",
 })  # fmt: skip
@@ -187,7 +190,7 @@ def is_causal(config: Any) -> bool:
     """Whether a configuration is known to let tokens attend only to earlier ones."""
     text = config.get_text_config()
     return (
-        text.model_type in _CAUSAL
+        text.model_type in CAUSAL
         and not getattr(text, "use_bidirectional_attention", False)
         and getattr(text, "is_causal", True) is not False
     )
@@ -251,7 +254,7 @@ def _resolve(names: Mapping[str, Any], run: Any, family: Family, prefix: str, la
         up=modules(family.up),
         gate=gate,
         activation=modules(family.activation) if gate else (),
-        heads=modules(family.heads),
+        heads=() if f"{stack}0.{family.heads_unless}" in names else modules(family.heads),
         shared=modules(family.shared),
         moe=modules((after.rpartition(".")[0],)) if family.experts else (),
     )

@@ -170,7 +170,11 @@ class Model:
                 f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
                 f"first {missing[0]}; it is not a checkpoint of this architecture"
             )
-        return cls(neurons, sites=sites, causal=is_causal(model.config), device=device, threads=torch.get_num_threads())
+        loaded = cls(neurons, sites=sites, causal=is_causal(model.config), device=device, threads=torch.get_num_threads())
+        if module is not None and loaded.module.main_input_name == "input_ids":
+            # A model that keeps positions first (XLNet) would go unnoticed in a batch as long as it is wide.
+            loaded.capture(torch.zeros(2, 3, dtype=torch.int64), _ignore, mask=torch.ones(2, 3))
+        return loaded
 
     def provenance(self) -> dict[str, Any]:
         """Return what may move the last bits of the values: recorded with every block."""
@@ -226,7 +230,10 @@ class Model:
                 values = values.unflatten(0, (len(inputs), -1))
             positions = positions or values.shape[1]
             if values.shape != (expected := (len(inputs), positions, self.widths[site])):
-                raise InputError(f"site {site} of layer {layer} has shape {tuple(values.shape)}, expected {expected}")
+                raise InputError(
+                    f"{type(self.module).__name__}: site {site} of layer {layer} has shape {tuple(values.shape)}, expected "
+                    f"{expected}: sequences, positions, width"
+                )
             receive(site, layer, values)
 
         options = dict(self._options)
@@ -273,6 +280,10 @@ def choose_dtype(dtype: str, device: str) -> Any:
     if dtype == "auto":
         return torch.float32 if device == "cpu" else "auto"
     return getattr(torch, dtype)
+
+
+def _ignore(_site: str, _layer: int, _values: "torch.Tensor") -> None:
+    """Receive nothing."""
 
 
 def _missing(model: Any, run: Any, loading: Mapping[str, Any]) -> list[str]:
