@@ -77,7 +77,8 @@ def make_frame_sequences(corpus: AudioCorpus, grid: FrameGrid, settings: Sequenc
     """
     if settings.context != "sentence":
         raise InputError(
-            f"context {settings.context!r}: a speech model reads utterance by utterance: use --context sentence"
+            f"context {settings.context!r}: a speech model reads utterance by utterance: use --context sentence, "
+            "and cut long utterances by start and end in the table"
         )
     document = None
     for utterance in corpus.sentences():

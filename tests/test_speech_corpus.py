@@ -144,6 +144,13 @@ def test_refusals(table: Path, changes: dict[str, Any], message: str) -> None:
         list(rewrite(table, **changes).sentences())
 
 
+def test_an_audio_file_is_no_table(table: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"u01.wav: unknown kind of table; .*: a table of utterances, which names the audio"
+    ):
+        list(AudioCorpus(paths=(table.parent / "wav/u01.wav",)).sentences())
+
+
 def test_several_channels_are_refused(table: Path) -> None:
     write_wav(table.parent / "wav/u01.wav", np.zeros(2000, dtype=np.int16), channels=2)
     with pytest.raises(InputError, match=r"speech.jsonl:2: u01.wav has 2 channels, expected 1; .*ffmpeg -i u01.wav -ac 1"):

@@ -1,5 +1,6 @@
 """Speech lakes: values against the modules' own weights, one utterance at a time; resume, audit, questions, refusals."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -46,24 +47,36 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def reference(kind: str, model: Path, samples: np.ndarray) -> np.ndarray:
     """act(up) of one utterance alone: float64 (layers, frames, neurons), from each MLP's weights and inputs."""
-    from transformers import AutoFeatureExtractor, AutoModel
-
-    network: Any = AutoModel.from_pretrained(model).eval()
-    network = network.get_encoder() if kind == "whisper" else network
-    layers = network.layers if kind == "whisper" else network.encoder.layers
+    network, extractor, projections = load(kind, model)
     inputs: list[torch.Tensor] = []
-    for layer in layers:
-        first = layer.fc1 if kind == "whisper" else layer.feed_forward.intermediate_dense
-        first.register_forward_hook(lambda module, args, _output: inputs.append(args[0][0].double()))
-    given = AutoFeatureExtractor.from_pretrained(model)(samples, sampling_rate=RATE, return_tensors="pt")
+    hooks = [
+        projection.register_forward_hook(lambda _module, args, _output: inputs.append(args[0][0].double()))
+        for projection in projections
+    ]
+    given = extractor(samples, sampling_rate=RATE, return_tensors="pt")
     given.pop("attention_mask", None)
     with torch.inference_mode():
         network(**given)
-        neurons = []
-        for layer, x in zip(layers, inputs, strict=True):
-            first = layer.fc1 if kind == "whisper" else layer.feed_forward.intermediate_dense
-            neurons.append(torch.nn.functional.gelu(x @ first.weight.double().T + first.bias.double()))
+        neurons = [
+            torch.nn.functional.gelu(x @ projection.weight.double().T + projection.bias.double())
+            for projection, x in zip(projections, inputs, strict=True)
+        ]
+    for hook in hooks:
+        hook.remove()
     return torch.stack(neurons).numpy()
+
+
+@functools.cache
+def load(kind: str, model: Path) -> tuple[Any, Any, list[Any]]:
+    """The encoder, its feature extractor, and the projections into the MLPs."""
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    network: Any = AutoModel.from_pretrained(model).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(model)
+    if kind == "whisper":
+        network = network.get_encoder()
+        return network, extractor, [layer.fc1 for layer in network.layers]
+    return network, extractor, [layer.feed_forward.intermediate_dense for layer in network.encoder.layers]
 
 
 @pytest.mark.parametrize(("kind", "batch_tokens"), [*((kind, 300) for kind in KINDS), ("wav2vec2:layer", 1)])

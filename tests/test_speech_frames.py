@@ -209,6 +209,23 @@ def test_a_batch_gives_what_each_utterance_gives_alone(models: dict[str, Path], 
             np.testing.assert_allclose(together[line, :count], alone[:count], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["wav2vec2:group", "data2vec-audio"])
+def test_padding_would_change_the_values_of_the_others(models: dict[str, Path], kind: str) -> None:
+    """Why they are not padded: with zeros and a mask, the same utterance gives other values."""
+    front = FrontEnd.load(resolve_model(str(models[kind])))
+    waveform = np.random.default_rng(1).normal(0, 0.1, 4000).astype(np.float32)
+    alone = torch.from_numpy(front.inputs([waveform]).values)
+    padded = torch.nn.functional.pad(alone, (0, 3000))
+    mask = (torch.arange(7000) < 4000).long()[None]
+    network = load(models[kind])
+    with torch.inference_mode():
+        expected = network(alone).last_hidden_state[0]
+        found = network(padded, attention_mask=mask).last_hidden_state[0, : len(expected)]
+    assert float((found - expected).abs().max()) > 1e-2
+    with pytest.raises(ValueError, match="different lengths"):
+        front.inputs([waveform, waveform[:3000]])
+
+
 def test_hubert_with_normalised_positions_is_not_padded(tmp_path: Path) -> None:
     model = make_model(tmp_path / "m", "hubert:layer", conv_pos_batch_norm=True)
     assert not FrontEnd.load(resolve_model(str(model))).masked

@@ -57,7 +57,7 @@ class AudioCorpus:
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the stream: of the audio files their number and one hash over name and content of each."""
-        files = table_files(self.paths)
+        files = self._tables()
         named = islice(
             ((file, _audio_path(file, place, record)) for file in files for place, record in read_records(file)),
             self.limit_sentences,
@@ -79,13 +79,16 @@ class AudioCorpus:
         InputError
             When the corpus has no such table.
         """
-        tables = {file.name: file.path for file in table_files(self.paths)}
+        tables = {file.name: file.path for file in self._tables()}
         if source not in tables:
             raise InputError(f"no table {source} in the corpus: it has {', '.join(tables)}")
         return tables[source].parent / audio
 
+    def _tables(self) -> list[SourceFile]:
+        return table_files(self.paths, hint=": a table of utterances, which names the audio files")
+
     def _utterances(self) -> Iterator[Utterance]:
-        for file in table_files(self.paths):
+        for file in self._tables():
             known: tuple[Path, Sound, str] | None = None  # the last audio file: recordings come utterance by utterance
             for ordinal, (place, record) in enumerate(read_records(file), start=1):
                 name, path = _audio_path(file, place, record)

@@ -74,12 +74,12 @@ class TableCorpus:
         return {"kind": "table", "files": identify(table_files(self.paths)), "limit_sentences": self.limit_sentences}
 
 
-def table_files(paths: Sequence[Path]) -> list[SourceFile]:
-    """Return the tables that `paths` stand for, see `expand`; InputError for a file of another kind."""
+def table_files(paths: Sequence[Path], *, hint: str = "") -> list[SourceFile]:
+    """Return the tables that `paths` stand for, see `expand`; InputError, ending in `hint`, for a file of another kind."""
     files = expand(paths, suffixes=SUFFIXES)
     for file in files:
         if not file.name.lower().endswith(SUFFIXES):
-            raise InputError(f"{file.path}: unknown kind of table; expected a file named *{' or *'.join(SUFFIXES)}")
+            raise InputError(f"{file.path}: unknown kind of table; expected a file named *{' or *'.join(SUFFIXES)}{hint}")
     return files
 
 
