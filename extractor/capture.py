@@ -124,6 +124,7 @@ class TransformersEngine:
     ):
         self.model = model
         self.overlaps = model.device.type != "cpu"
+        self.ranks: int | None = None
         self._batch_tokens = batch_tokens
         self._batches = batches
         self._drain = make_drain(model.device)

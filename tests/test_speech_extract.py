@@ -116,6 +116,22 @@ def test_values_labels_and_contexts(
     assert {"hop": 320, "first_centre": centre, "sampling_rate": RATE}.items() <= lake.spec.plan["frames"].items()
 
 
+@pytest.mark.parametrize("kind", ["wav2vec2:layer", "whisper"])
+def test_other_sites(tmp_path: Path, models: dict[str, Path], table: Path, kind: str) -> None:
+    """The residual stream, which transformers itself gives as hidden states."""
+    lake = run(tmp_path / "a.lake", models[kind], table, sites=("mlp.post", "resid.post"))
+    network, extractor, _ = load(kind, models[kind])
+    samples = utterance(0, 2)[0].astype(np.float32) / 32768
+    given = extractor(samples, sampling_rate=RATE, return_tensors="pt")
+    given.pop("attention_mask", None)
+    with torch.inference_mode():
+        states = network(**given, output_hidden_states=True).hidden_states
+    tokens = lake.tokens().to_pandas()
+    rows = tokens.loc[tokens["sentence"] == 0, "row"]
+    values = lake.read(site="resid.post", layer=0, rows=slice(int(rows.min()), int(rows.max()) + 1))
+    np.testing.assert_allclose(values, states[1][0, : len(rows)].numpy(), atol=1e-5, rtol=1e-5)
+
+
 def test_statistics_and_top_tokens_are_of_frames(tmp_path: Path, models: dict[str, Path], table: Path) -> None:
     """Means by tag over all frames of words, and the top frames, by brute force over the times."""
     lake = run(tmp_path / "a.lake", models["wav2vec2:layer"], table)
@@ -236,6 +252,8 @@ def test_refusals(tmp_path: Path, models: dict[str, Path], table: Path) -> None:
     llama = make_llama(tmp_path / "llama")
     with pytest.raises(InputError, match=r"llama \(llama\) reads no audio that neuronlake knows of"):
         run(tmp_path / "a.lake", llama, table)
+    with pytest.raises(InputError, match="vLLM reads tokens, not sound: extract speech with --backend transformers"):
+        run(tmp_path / "a.lake", models["whisper"], table, backend="vllm")
     (tmp_path / "t.conllu").write_text(conllu(some_sentences(3)))
     text = ConlluCorpus(paths=(tmp_path / "t.conllu",))
     for kind in ("whisper", "wav2vec2:layer"):
