@@ -44,7 +44,10 @@ def _index(options: argparse.Namespace) -> int:
             read = complete_index(lake, progress=lambda done, total: status.update(f"indexing: {done} of {total} blocks"))
             for by in options.by:
                 said = partial("listing tokens by {}: {} of {} layers".format, by)
-                listed[by] = complete_tag_lists(lake, by, progress=lambda *done, said=said: status.update(said(*done)))
+                listed[by] = max(
+                    complete_tag_lists(lake.at(site), by, progress=lambda *done, said=said: status.update(said(*done)))
+                    for site in lake.sites
+                )
     stored = sum(path.stat().st_size for path in (lake.path / INDEX).rglob("*") if path.is_file())
     activations = sum(file.bytes for commit in lake.commits for file in commit.files)
     if options.json:

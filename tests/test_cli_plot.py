@@ -65,7 +65,7 @@ def test_bars_of_approximate_scores_are_exact(lake: Path, tmp_path: Path) -> Non
     opened = open_lake(lake)
     table = opened.tokens(labels=["upos"]).to_pandas()
     rows = np.flatnonzero(table["word"] >= 0)
-    blocks = [opened.read_block(layer=1, block=block, neurons=[3], site="mlp.post")[:, 0] for block in opened.blocks]
+    blocks = [opened.read_block(layer=1, block=block, neurons=[3])[:, 0] for block in opened.blocks]
     x = np.concatenate(blocks)[rows]
     positive = table["upos"].to_numpy()[rows] == "VERB"
     wins = (x[positive][:, None] < x[~positive][None]).mean() + (x[positive][:, None] == x[~positive][None]).mean() / 2
