@@ -96,7 +96,8 @@ def _info(options: argparse.Namespace) -> int:
         "model": f"{lake.spec.model['name']} ({lake.spec.model['architecture']}, computed in {lake.spec.capture['dtype']})",
         "corpus": f"{files}{' …' if len(record['corpus'].get('files', [])) > 4 else ''}, {record['context']} context",
         "text": ", ".join(f"{counts[name]:,} {name}" for name in ("documents", "sentences", "words", "tokens")),
-        "neurons": f"{len(lake.layers)} layers × {', '.join(f'{width:,} at {site}' for site, width in widths.items())}",
+        "neurons": f"{len(lake.layers)} layers × {lake.neurons:,} neurons at {lake.site}"
+        + "".join(f", {widths[site]:,} at {site}" for site in lake.sites[1:]),
         "stored": f"{size(stored)}, {record['bytes_per_value']:.3f} bytes per value as {lake.encoding}"
         if values
         else "nothing yet",

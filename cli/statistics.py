@@ -15,7 +15,6 @@ from neuronlake.cli.questions import (
     all_statistics,
     open_for_question,
     permuted,
-    print_answer,
     refined,
     statistics,
 )
@@ -159,7 +158,7 @@ def _rank(options: argparse.Namespace) -> int:
     lake = open_for_question(options.lake, options.site)
     result = statistics(lake, options, also=ranker.also)
     exact = refined(lake, result, options.method, top=options.top, scheduler=options.scheduler)
-    ranking = rank(exact, options.method, top=options.top, tags=options.tags)
+    ranking = [{**entry, "site": lake.site} for entry in rank(exact, options.method, top=options.top, tags=options.tags)]
     if options.permutations is not None:
         null = permuted(
             lake, result, options.method, permutations=options.permutations, seed=options.seed, scheduler=options.scheduler
@@ -170,7 +169,7 @@ def _rank(options: argparse.Namespace) -> int:
     if options.out is not None:
         _write_ranking(ranking, options.out)
     if options.json:
-        print_answer(lake, ranking)
+        print_json(ranking)
         return 0
     _print_ranking(ranking, options.method)
     _print_dropped(output(), result)
