@@ -27,12 +27,13 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
 
     from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
     from neuronlake.extractor.batching import plan_batches
-    from neuronlake.extractor.capture import Batch, BlockPlan, _Sink, make_batch
+    from neuronlake.extractor.capture import Batch, BlockPlan, TransformersEngine, make_batch
     from neuronlake.extractor.model import Model
     from neuronlake.store import BlockWriter, open_lake
 
     source = resolve_model(smollm2())
     model = Model.load(source, device="cpu", dtype="float32")
+    engine = TransformersEngine(model, batch_tokens=BATCH_TOKENS)
     with scratch() as folder:
         root = Path(folder) / "a.lake"
         # plans the corpus and extracts its last block, so that everything is compiled and warm
@@ -65,7 +66,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
                     bare, captured = alternate(
                         plan,
                         lambda batch, buffer=buffer: model.capture(  # type: ignore[misc]
-                            torch.from_numpy(batch.ids), _Sink(buffer, spec.sites[0], batch).receive
+                            torch.from_numpy(batch.ids), engine.receiver(buffer, batch)
                         ),
                     )
                     submitted = time.perf_counter()
@@ -84,7 +85,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
             def captured(batch: Batch) -> None:
                 rows, chosen = torch.from_numpy(batch.target), torch.from_numpy(batch.source)
 
-                def receive(layer: int, x: Any) -> None:
+                def receive(_site: str, layer: int, x: Any) -> None:
                     target[layer].index_copy_(0, rows, x.reshape(-1, x.shape[-1])[chosen].to(torch.float16))
 
                 model.capture(torch.from_numpy(batch.ids), receive)

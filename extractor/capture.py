@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.extractor.batching import plan_batches
+from neuronlake.extractor.drain import make_drain
 from neuronlake.extractor.model import Model
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.tables import PADDING
@@ -72,47 +73,46 @@ def make_batch(plan: BlockPlan, members: Sequence[int]) -> Batch:
     return Batch(ids=ids, source=np.concatenate(source), target=np.concatenate(target))
 
 
-def capture_block(
-    model: Model,
-    plan: BlockPlan,
-    buffer: BlockBuffer,
-    *,
-    site: str,
-    batch_tokens: int,
-    progress: Callable[[int], None] = lambda tokens: None,
-) -> None:
-    """Run every sequence of a block once and store each layer's neurons in `buffer`.
+class TransformersEngine:
+    """Forward passes by transformers, in this process.
 
     Parameters
     ----------
+    model
+        Loaded.
     batch_tokens
         Largest padded size of a forward pass.
-    progress
-        Called after each batch with its number of real tokens.
-
-    Raises
-    ------
-    ActivationError
-        When an activation cannot be stored.
     """
-    import torch
 
-    for members in plan_batches(plan.lengths, batch_tokens=batch_tokens):
-        batch = make_batch(plan, members)
-        sink = _Sink(buffer, site, batch)
-        model.capture(torch.from_numpy(batch.ids), sink.receive)
-        progress(len(batch.source))
+    def __init__(self, model: Model, *, batch_tokens: int):
+        self.model = model
+        self.overlaps = model.device.type != "cpu"
+        self._batch_tokens = batch_tokens
+        self._drain = make_drain(model.device)
 
+    def provenance(self) -> dict[str, Any]:
+        """See `neuronlake.extractor.engine.Engine`."""
+        return {**self.model.provenance(), "batch_tokens": self._batch_tokens}
 
-class _Sink:
-    """Takes a layer's tensor inside the forward pass and scatters it into the block."""
-
-    def __init__(self, buffer: BlockBuffer, site: str, batch: Batch):
-        self._buffer, self._site, self._batch = buffer, site, batch
-
-    def receive(self, layer: int, neurons: "torch.Tensor") -> None:
+    def capture_block(self, plan: BlockPlan, buffer: BlockBuffer, progress: Callable[[int], None]) -> None:
+        """See `neuronlake.extractor.engine.Engine`."""
         import torch
 
-        # (sequences, positions, neurons) -> (sequences · positions, neurons); no copy when float32 on the CPU
-        flat = neurons.detach().reshape(-1, neurons.shape[-1]).to(device="cpu", dtype=torch.float32)
-        self._buffer.put(self._site, layer, flat.contiguous().numpy(), self._batch.source, self._batch.target)
+        for members in plan_batches(plan.lengths, batch_tokens=self._batch_tokens):
+            batch = make_batch(plan, members)
+            self.model.capture(torch.from_numpy(batch.ids), self.receiver(buffer, batch))
+            progress(len(batch.source))
+        self._drain.finish()
+
+    def receiver(self, buffer: BlockBuffer, batch: Batch) -> Callable[[str, int, "torch.Tensor"], None]:
+        """Return what takes the values of a batch, (sequences, positions, width), inside the forward pass."""
+
+        def receive(site: str, layer: int, values: "torch.Tensor") -> None:
+            flat = values.reshape(-1, values.shape[-1])  # of the whole batch, padding included
+            self._drain.put(buffer, site, layer, flat, batch.source, batch.target)
+
+        return receive
+
+    def close(self) -> None:
+        """See `neuronlake.extractor.engine.Engine`."""
+        self._drain.close()

@@ -1,13 +1,15 @@
 """Extraction from corpus to committed lake. Run again, it does what is left."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import neuronlake.store.layout as layout
-from neuronlake.extractor.capture import BlockPlan, capture_block
+from neuronlake.extractor.capture import BlockPlan, TransformersEngine
 from neuronlake.extractor.corpora.records import Corpus
+from neuronlake.extractor.engine import Engine
 from neuronlake.extractor.model import Model, ModelShape, choose_device, read_shape
 from neuronlake.extractor.plan import PlanBuilder
 from neuronlake.extractor.sequences import SequenceSettings, make_sequences
@@ -260,43 +262,43 @@ def _run(
 ) -> None:
     tap = observer.tap(root)
     observer.say(f"loading {source.name}")
-    model = Model.load(
-        source, device=settings.device, dtype=spec.capture["dtype"], trust_remote_code=settings.trust_remote_code
-    )
-    batch_tokens = settings.batch_tokens or _BATCH_TOKENS[model.device.type]
-    provenance = {**model.provenance(), "batch_tokens": batch_tokens}
+    engine = _open_engine(spec, source, settings)
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))
-    with BlockWriter(root, spec, overlap_encoding=model.device.type != "cpu", tap=tap) as writer:
+    with contextlib.closing(engine), BlockWriter(root, spec, overlap_encoding=engine.overlaps, tap=tap) as writer:
+        provenance = engine.provenance()
         for block in todo:
             extract_block(
                 root,
                 plan,
-                model,
+                engine,
                 block,
                 writer,
-                site=spec.sites[0],
-                batch_tokens=batch_tokens,
                 provenance=provenance,
                 progress=lambda tokens: observer.advance(tokens, writer.bytes_written),
             )
 
 
+def _open_engine(spec: LakeSpec, source: ModelSource, settings: ExtractSettings) -> Engine:
+    model = Model.load(
+        source, device=settings.device, dtype=spec.capture["dtype"], trust_remote_code=settings.trust_remote_code
+    )
+    return TransformersEngine(model, batch_tokens=settings.batch_tokens or _BATCH_TOKENS[model.device.type])
+
+
 def extract_block(
     root: Path,
     plan: PlanRecord,
-    model: Model,
+    engine: Engine,
     block: int,
     writer: BlockWriter,
     *,
-    site: str,
-    batch_tokens: int,
     provenance: Mapping[str, Any],
     progress: Callable[[int], None],
 ) -> None:
     """Compute one block of the plan of the lake at `root` and hand it to `writer`, which may write elsewhere.
 
-    A pure function of plan, model, block and `batch_tokens`, on the same hardware and library versions.
+    A pure function of plan, engine and block, on the same hardware and library versions.
 
     Raises
     ------
@@ -309,7 +311,7 @@ def extract_block(
     block_plan = BlockPlan.from_table(table)
     buffer = writer.buffer(block_plan.rows)
     try:
-        capture_block(model, block_plan, buffer, site=site, batch_tokens=batch_tokens, progress=progress)
+        engine.capture_block(block_plan, buffer, progress)
     except ActivationError as error:
         raise InputError(f"{error} (token: {_describe(root, plan, block, error.row)})") from error
     writer.submit(block, block_plan.rows, buffer, provenance)

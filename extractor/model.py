@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
 from neuronlake.store.errors import InputError
+from neuronlake.store.layout import DEFAULT_SITE
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +148,7 @@ class Model:
             "attention": self.module.config._attn_implementation,
         }
 
-    def capture(self, ids: "torch.Tensor", receive: Callable[[int, "torch.Tensor"], None]) -> None:
+    def capture(self, ids: "torch.Tensor", receive: Callable[[str, int, "torch.Tensor"], None]) -> None:
         """Run one batch and hand over each layer's neurons as they are computed.
 
         Parameters
@@ -156,8 +157,8 @@ class Model:
             Padded on the right. No attention mask is needed: in a causal model no real token attends to the padding after
             it, and what is computed for padding positions is dropped by the receiver.
         receive
-            Called once per layer with (layer, neurons (sequences, positions, neurons)). The tensor belongs to the model and
-            is only valid during the call.
+            Called once per site and layer with (site, layer, values (sequences, positions, width)). The tensor belongs to
+            the model and is only valid during the call.
         """
         import torch
 
@@ -198,8 +199,8 @@ def choose_dtype(dtype: str, device: str) -> Any:
     return getattr(torch, dtype)
 
 
-def _hook(layer: int, receive: Callable[[int, "torch.Tensor"], None]) -> Callable[[Any, tuple[Any, ...]], None]:
+def _hook(layer: int, receive: Callable[[str, int, "torch.Tensor"], None]) -> Callable[[Any, tuple[Any, ...]], None]:
     def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
-        receive(layer, inputs[0])
+        receive(DEFAULT_SITE, layer, inputs[0])
 
     return hook

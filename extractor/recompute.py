@@ -5,6 +5,7 @@ out with the same bytes; elsewhere the values agree within rounding.
 """
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.extractor.capture import TransformersEngine
 from neuronlake.extractor.extract import extract_block
 from neuronlake.extractor.model import Model, choose_device
 from neuronlake.extractor.source import ModelSource
@@ -185,23 +187,25 @@ def _device(asked: str, provenance: Mapping[str, Any]) -> str:
 
 def _audit(lake: Lake, commit: Commit, model: Model) -> BlockAudit:
     batch_tokens = int(commit.provenance["batch_tokens"])
-    with _threads(commit.provenance.get("threads") if model.device.type == "cpu" else None) as threads:
-        now = {**model.provenance(), "batch_tokens": batch_tokens, "lake": lake.fingerprint}
+    engine = TransformersEngine(model, batch_tokens=batch_tokens)
+    with (
+        contextlib.closing(engine),
+        _threads(commit.provenance.get("threads") if model.device.type == "cpu" else None) as threads,
+    ):
+        now = {**engine.provenance(), "lake": lake.fingerprint}
         if threads is not None:
             now["threads"] = threads
         with tempfile.TemporaryDirectory(prefix="neuronlake-recompute-") as folder:
             scratch = Path(folder)
             create_lake(scratch, lake.spec)
             publish_plan(scratch, lake.spec, lake.plan)
-            with BlockWriter(scratch, lake.spec, overlap_encoding=model.device.type != "cpu", index=False) as writer:
+            with BlockWriter(scratch, lake.spec, overlap_encoding=engine.overlaps, index=False) as writer:
                 extract_block(
                     lake.path,
                     lake.plan,
-                    model,
+                    engine,
                     commit.block,
                     writer,
-                    site=lake.sites[0],
-                    batch_tokens=batch_tokens,
                     provenance=now,
                     progress=lambda tokens: None,
                 )
@@ -229,10 +233,10 @@ def _compare(lake: Lake, then: Commit, scratch: Lake, now: Commit) -> BlockAudit
     differing, largest, largest_layer, typical = 0, 0.0, lake.layers[0], 0.0
     identical = (then.rows, set(then.files)) == (now.rows, set(now.files))  # by checksum
     if not identical:
-        for layer in lake.layers:
+        for site, layer in itertools.product(lake.sites, lake.layers):
             # (block rows, neurons); padding rows are zero in both
-            stored = lake.read_block(layer=layer, block=then.block)
-            again = scratch.read_block(layer=layer, block=now.block)
+            stored = lake.read_block(site=site, layer=layer, block=then.block)
+            again = scratch.read_block(site=site, layer=layer, block=now.block)
             differing += int(np.count_nonzero(stored != again))
             furthest, middle = distances(stored, again)
             if furthest > largest:
@@ -243,7 +247,7 @@ def _compare(lake: Lake, then: Commit, scratch: Lake, now: Commit) -> BlockAudit
         rows=then.rows,
         identical=identical,
         provenance_differences=_differences(then.provenance, now.provenance),
-        differing=differing / (max(then.rows, 1) * lake.neurons * len(lake.layers)),
+        differing=differing / (max(then.rows, 1) * len(lake.layers) * sum(map(lake.spec.width, lake.sites))),
         largest=largest,
         largest_layer=largest_layer,
         typical=typical,

@@ -57,6 +57,9 @@ class BlockWriter:
         same layer. The array is reused: it must not be kept. Its time is the writer's.
     index
         Keep the index of every block, once it is committed.
+    ranks
+        Number of other processes that fill the buffers, each its slice of the neurons: buffers are in memory that they can
+        open. By default this process fills them.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class BlockWriter:
         overlap_encoding: bool = True,
         tap: Tap | None = None,
         index: bool = True,
+        ranks: int | None = None,
     ):
         self._root = root
         self._spec = spec
         self._encoding = get_encoding(spec.encoding)
         self._overlap_encoding = overlap_encoding
         self._tap = tap
+        self._ranks = ranks
         self._plan = read_plan_record(root) if index else None
         self._indexer: BlockIndexer | None = None
         self._free: SimpleQueue[BlockBuffer | None] = SimpleQueue()
@@ -106,7 +111,7 @@ class BlockWriter:
         """Return a buffer ready for a block of `rows` used rows, waiting until one is free."""
         buffer = self._free.get()
         if buffer is None:
-            buffer = BlockBuffer(self._spec)
+            buffer = BlockBuffer(self._spec, ranks=self._ranks)
         buffer.reset(rows)
         return buffer
 

@@ -24,7 +24,7 @@ def cast(name: str, values: NDArray[np.float32], width: int = 4) -> tuple[NDArra
     rows, neurons = values.shape
     chunks = -(-neurons // width)
     tiles = np.zeros((chunks, rows, width), dtype=ENCODINGS[name].stored)
-    finite = scatter(ENCODINGS[name].values, values, np.arange(rows), np.arange(rows), tiles)
+    finite = scatter(ENCODINGS[name].values, values, np.arange(rows), np.arange(rows), tiles, 0)
     return tiles.transpose(1, 0, 2).reshape(rows, chunks * width)[:, :neurons], finite
 
 
