@@ -110,10 +110,10 @@ def eligible_tokens(source: LakeSource, where: Where, *, special: bool) -> NDArr
 
 
 def _listed(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_] | None:
-    """Tokens with a tag, from lists that the index has of the label: no table is read. None where it has none."""
+    """Tokens with a tag, from lists that the index has of the label, at any site: no table is read. None if it has none."""
     if isinstance(source, Lake):
         asked = labels_key(source, LabelRequest(by=by, subword="all"))
-        for lists in source.index().tag_lists:
+        for lists in (lists for site in source.sites for lists in source.at(site).index().tag_lists):
             if lists.labels == asked and lists.blocks == source.blocks and tag in lists.tags:
                 with suppress(DamageError):
                     found: NDArray[np.bool_] = lists.row_tags(source.blocks, source.block_rows) == lists.tags.index(tag)

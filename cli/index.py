@@ -27,7 +27,7 @@ def add_commands(commands: Any) -> None:
         default=[],
         metavar="LABEL",
         help="also list the highest and lowest tokens within every tag of these labels (columns, several joined by ×, or "
-        "SQL), so that `top --where LABEL=TAG` reads no activations; extract does it for upos",
+        "SQL), at every site, so that `top --where LABEL=TAG` reads no activations; extract does it for upos, at the first",
     )
     parser.set_defaults(run=_index)
 

@@ -1,5 +1,7 @@
 """Lakes of two sites of different width: every question is of one of them, and right there."""
 
+import hashlib
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from neuronlake.analysis import (
+    LabelRequest,
     StatisticsBuilder,
     TagListsBuilder,
     coactivation,
@@ -33,6 +36,8 @@ from neuronlake.analysis import (
     top_tokens_weighted,
 )
 from neuronlake.analysis.chosen_rows import choose_rows
+from neuronlake.analysis.chosen_tokens import eligible_tokens
+from neuronlake.analysis.kept_statistics import StatisticsKey
 from neuronlake.analysis.probing.features import whole_layers
 from neuronlake.analysis.probing.matrix import LakeMatrix
 from neuronlake.analysis.token_vectors import vector_index
@@ -233,6 +238,22 @@ def test_kept_results_of_two_sites_do_not_mix(lake: Lake, monkeypatch: pytest.Mo
         permutation_test(lake, answers["resid.post"][0], "cohen_d", permutations=1)
 
 
+def test_a_key_is_what_the_format_says(lake: Lake) -> None:
+    """Results that were kept before a lake was at a site are still found."""
+    for site in SITES:
+        key = {
+            "lake": lake.fingerprint,
+            "site": site,
+            "labels": {"by": "upos", "where": None, "subword": "last", "shift": 0},
+            "folds": 10,
+            "basic": False,
+            "version": 1,
+        }
+        mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        made = StatisticsKey.of(lake.at(site), LabelRequest(by="upos"), folds=10, basic=False)
+        assert (made.as_dict(), made.name) == (key, f"upos-{mark}")
+
+
 def test_a_probe_learns_from_the_site(tmp_path: Path) -> None:
     two_site_lake(tmp_path / "two.lake", encoding="float32")
     lake = open_lake(tmp_path / "two.lake")
@@ -294,4 +315,12 @@ def test_what_is_gathered_while_extracting_is_of_the_first_site(
         np.testing.assert_allclose(found["mean"].sel(tag=tag), values[:, tags == tag].mean(axis=1, dtype=float), atol=1e-9)
     nouns = values[1, tags == "NOUN", 3]
     np.testing.assert_array_equal([entry["value"] for entry in top], np.sort(nouns)[::-1][:5])
+    for site in lake.sites[1:]:  # which tokens are nouns is known from the lists of the first
+        values = truth(lake, site)
+        with monkeypatch.context() as patch:
+            patch.setattr(Lake, "words", lambda *_, **__: pytest.fail("a table was read"))
+            mask = eligible_tokens(lake.at(site), ("upos", "NOUN"), special=False)
+        np.testing.assert_array_equal(mask, tags == "NOUN")
+        top = top_tokens(lake.at(site), 1, 3, 5, where=("upos", "NOUN"))
+        np.testing.assert_array_equal([entry["value"] for entry in top], np.sort(values[1, mask, 3])[::-1][:5])
     assert verify(lake.path, full=True).ok
