@@ -204,7 +204,7 @@ def test_another_lake_is_tested_on_whole():
     assert result.settings["test_lake"] == "other"
     with pytest.raises(InputError, match="holds the same tokens"):
         probe(learned, test=planted(seed=0))
-    with pytest.raises(InputError, match="12 neurons, the other one 2 of 10"):
+    with pytest.raises(InputError, match="12 neurons at mlp.post, the other one 2 of 10"):
         probe(learned, test=MemoryLake(neurons=12))
 
 
