@@ -24,6 +24,7 @@ neuronlake extract ewt.lake --model ./models --gguf SmolLM2-135M-Instruct.Q4_1.g
 neuronlake extract books.lake --model ./Llama-3-8B --text books/ --tagger en_core_web_sm --context document --on-long split
 neuronlake extract mine.lake --model ./model --table tagged.parquet --encoding bfloat16
 neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8     # a part, as on one of several machines
+neuronlake extract ewt.lake --model ./Llama-3-70B --conllu ewt.conllu --backend vllm --tensor-parallel 4
 """
 
 
@@ -72,7 +73,25 @@ def add_commands(commands: Any) -> None:
         help="rows of a block, a power of two (default: what fits in 2 GiB, at most 8192)",
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--backend", choices=("transformers",), default="transformers", help="engine of the forward passes")
+    run.add_argument(
+        "--backend", choices=("transformers", "vllm"), default="transformers", help="engine of the forward passes"
+    )
+    run.add_argument(
+        "--tensor-parallel", type=_positive, default=1, metavar="N", help="GPUs that share every layer (with --backend vllm)"
+    )
+    run.add_argument(
+        "--sites",
+        nargs="+",
+        metavar="SITE",
+        help="what to keep: mlp.post (the neurons; default), mlp.gate, mlp.gate_sign, mlp.up, mlp.out, resid.post, "
+        "attn.head_out; of mixtures of experts also mlp.routing (default too), mlp.shared",
+    )
+    run.add_argument(
+        "--module",
+        metavar="PATTERN",
+        help="for an architecture that is not known: name of the MLPs' output projections, whose inputs are the neurons, "
+        "with {layer} for the layer's number",
+    )
     run.add_argument(
         "--encoding",
         choices=tuple(ENCODINGS),
@@ -106,7 +125,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
     """Add the options that say which model."""
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", required=required, metavar="PATH|ID", help="folder, .gguf file or hub id of a Llama-family model"
+        "--model", required=required, metavar="PATH|ID", help="folder, .gguf file or hub id of a transformers model"
     )
     model.add_argument("--gguf", metavar="FILE", help="GGUF file inside the folder or hub repository")
     model.add_argument("--trust-remote-code", action="store_true", help="let the model's repository run its own Python code")
@@ -148,6 +167,10 @@ def _extract(options: argparse.Namespace) -> int:
         batch_tokens=options.batch_tokens,
         blocks=options.blocks,
         trust_remote_code=options.trust_remote_code,
+        sites=None if options.sites is None else tuple(options.sites),
+        module=options.module,
+        backend=options.backend,
+        tensor_parallel=options.tensor_parallel,
     )
     with ExtractProgress(messages()) as progress:
         source = resolve_model(

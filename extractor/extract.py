@@ -30,11 +30,12 @@ from neuronlake.store.writer import BlockWriter, Tap
 
 # Measured on two AVX2 cores with SmolLM2: 512 tokens keep a layer's activations in cache; a GPU wants full batches.
 _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+BACKENDS = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSettings:
-    """How a corpus becomes a lake. Only `batch_tokens`, `device` and `blocks` may differ between runs on one lake."""
+    """How a corpus becomes a lake. Only what says how and where it is computed may differ between runs on one lake."""
 
     encoding: str = DEFAULT_ENCODING
     context: str = "sentence"
@@ -53,9 +54,21 @@ class ExtractSettings:
     blocks: tuple[int, int] | None = None
     """Extract only blocks [first, last)."""
     trust_remote_code: bool = False
+    sites: tuple[str, ...] | None = None
+    """What to keep, see `neuronlake.extractor.sites.SITES`; by default the neurons, and the routing to experts."""
+    module: str | None = None
+    """Name of the MLPs' output projections with ``{layer}``, for an architecture that is not known."""
+    backend: str = "transformers"
+    """Engine of the forward passes: ``transformers`` or ``vllm``."""
+    tensor_parallel: int = 1
+    """GPUs (or sets of cores) over which vLLM splits every layer."""
 
     def __post_init__(self) -> None:
         get_encoding(self.encoding)
+        if self.backend not in BACKENDS:
+            raise InputError(f"unknown backend {self.backend!r}: known are {', '.join(BACKENDS)}")
+        if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.backend != "vllm"):
+            raise InputError(f"tensor_parallel must be 1, or more with backend vllm, got {self.tensor_parallel}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, got {self.batch_tokens}")
         if self.blocks is not None and not 0 <= self.blocks[0] < self.blocks[1]:
@@ -126,7 +139,7 @@ def extract(
 def _extract(
     root: Path, corpus: Corpus, source: ModelSource, settings: ExtractSettings, observer: Observer
 ) -> ExtractReport:
-    shape = read_shape(source, trust_remote_code=settings.trust_remote_code)
+    shape = read_shape(source, sites=settings.sites, module=settings.module, trust_remote_code=settings.trust_remote_code)
     tokenizer = Tokenizer.load(source, special_tokens=settings.special_tokens, trust_remote_code=settings.trust_remote_code)
     spec, sequences = _settle(corpus, source, settings, shape, tokenizer)
     root_record = create_lake(root, spec)
@@ -143,7 +156,7 @@ def _extract(
     settle_commits(root)
     todo = _todo(root, plan, settings)
     if todo:
-        _run(root, spec, plan, todo, source, settings, observer)
+        _run(root, spec, plan, todo, source, shape, settings, observer)
     complete_index(open_lake(root))
     return ExtractReport(
         lake=root,
@@ -159,8 +172,10 @@ def _settle(
 ) -> tuple[LakeSpec, SequenceSettings]:
     """Resolve every default into the lake's identity."""
     encoding = get_encoding(settings.encoding)
+    sites = tuple(shape.widths)
+    neurons = shape.widths[sites[0]]
     block_rows = settings.block_rows or layout.default_block_rows(
-        layers=shape.layers, neurons=shape.neurons, itemsize=encoding.itemsize
+        layers=shape.layers, neurons=sum(shape.widths.values()), itemsize=encoding.itemsize
     )
     limit = min(shape.max_positions, block_rows)
     max_tokens = settings.max_tokens or limit
@@ -170,7 +185,7 @@ def _settle(
     sequences = SequenceSettings(context=settings.context, max_tokens=max_tokens, on_long=settings.on_long)
     spec = LakeSpec(
         model={**source.identity(), "architecture": shape.architecture},
-        capture={"dtype": _dtype(settings, shape)},
+        capture={"dtype": _dtype(settings, shape), **({"module": shape.module} if settings.module else {})},
         plan={
             "corpus": corpus.identity(),
             "tokenizer": tokenizer.identity(),
@@ -178,12 +193,13 @@ def _settle(
             "max_tokens": sequences.max_tokens,
             "on_long": sequences.on_long,
         },
-        sites=(layout.DEFAULT_SITE,),
+        sites=sites,
         layers=tuple(range(shape.layers)),
-        neurons=shape.neurons,
+        neurons=neurons,
         block_rows=block_rows,
-        chunk_neurons=layout.default_chunk_neurons(rows=block_rows, neurons=shape.neurons, itemsize=encoding.itemsize),
+        chunk_neurons=layout.default_chunk_neurons(rows=block_rows, neurons=neurons, itemsize=encoding.itemsize),
         encoding=encoding.name,
+        widths={site: width for site, width in shape.widths.items() if width != neurons},
     )
     return spec, sequences
 
@@ -257,15 +273,16 @@ def _run(
     plan: PlanRecord,
     todo: list[int],
     source: ModelSource,
+    shape: ModelShape,
     settings: ExtractSettings,
     observer: Observer,
 ) -> None:
     tap = observer.tap(root)
     observer.say(f"loading {source.name}")
-    engine = _open_engine(spec, source, settings)
+    engine = _open_engine(spec, source, shape, settings)
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))
-    with contextlib.closing(engine), BlockWriter(root, spec, overlap_encoding=engine.overlaps, tap=tap) as writer:
+    with contextlib.closing(engine), _writer(root, spec, engine, tap) as writer:
         provenance = engine.provenance()
         for block in todo:
             extract_block(
@@ -279,11 +296,40 @@ def _run(
             )
 
 
-def _open_engine(spec: LakeSpec, source: ModelSource, settings: ExtractSettings) -> Engine:
+def _writer(root: Path, spec: LakeSpec, engine: Engine, tap: Tap | None) -> BlockWriter:
+    return BlockWriter(root, spec, overlap_encoding=engine.overlaps, tap=tap, ranks=engine.ranks)
+
+
+def _open_engine(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: ExtractSettings) -> Engine:
+    if settings.backend == "vllm":
+        return _open_vllm(spec, source, shape, settings)
     model = Model.load(
-        source, device=settings.device, dtype=spec.capture["dtype"], trust_remote_code=settings.trust_remote_code
+        source,
+        device=settings.device,
+        dtype=spec.capture["dtype"],
+        trust_remote_code=settings.trust_remote_code,
+        sites=spec.sites,
+        module=settings.module,
     )
     return TransformersEngine(model, batch_tokens=settings.batch_tokens or _BATCH_TOKENS[model.device.type])
+
+
+def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: ExtractSettings) -> Engine:
+    from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings, find_places
+
+    device = choose_device(settings.device)
+    return VllmEngine(
+        source.folder,
+        find_places(spec, shape),
+        VllmSettings(
+            device=device,
+            dtype=spec.capture["dtype"],
+            max_tokens=spec.plan["max_tokens"],
+            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device],
+            tensor_parallel=settings.tensor_parallel,
+            trust_remote_code=settings.trust_remote_code,
+        ),
+    )
 
 
 def extract_block(
