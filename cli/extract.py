@@ -24,6 +24,7 @@ neuronlake extract ewt.lake --model ./models --gguf SmolLM2-135M-Instruct.Q4_1.g
 neuronlake extract books.lake --model ./Llama-3-8B --text books/ --tagger en_core_web_sm --context document --on-long split
 neuronlake extract mine.lake --model ./model --table tagged.parquet --encoding bfloat16
 neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8     # a part, as on one of several machines
+neuronlake extract ewt.lake --model ./Llama-3-70B --conllu ewt.conllu --backend vllm --tensor-parallel 4
 """
 
 
@@ -72,7 +73,12 @@ def add_commands(commands: Any) -> None:
         help="rows of a block, a power of two (default: what fits in 2 GiB, at most 8192)",
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--backend", choices=("transformers",), default="transformers", help="engine of the forward passes")
+    run.add_argument(
+        "--backend", choices=("transformers", "vllm"), default="transformers", help="engine of the forward passes"
+    )
+    run.add_argument(
+        "--tensor-parallel", type=_positive, default=1, metavar="N", help="GPUs that share every layer (with --backend vllm)"
+    )
     run.add_argument(
         "--encoding",
         choices=tuple(ENCODINGS),
@@ -148,6 +154,8 @@ def _extract(options: argparse.Namespace) -> int:
         batch_tokens=options.batch_tokens,
         blocks=options.blocks,
         trust_remote_code=options.trust_remote_code,
+        backend=options.backend,
+        tensor_parallel=options.tensor_parallel,
     )
     with ExtractProgress(messages()) as progress:
         source = resolve_model(

@@ -94,6 +94,7 @@ class TransformersEngine:
     def __init__(self, model: Model, *, batch_tokens: int):
         self.model = model
         self.overlaps = model.device.type != "cpu"
+        self.ranks: int | None = None
         self._batch_tokens = batch_tokens
         self._drain = make_drain(model.device)
 

@@ -16,6 +16,8 @@ class Engine(Protocol):
 
     overlaps: bool
     """Computes elsewhere than on the cores that encode: the next block may be computed while one is encoded."""
+    ranks: int | None
+    """Processes that fill a buffer, each its slice of the units; None when this one does. See `BlockBuffer`."""
 
     def provenance(self) -> dict[str, Any]:
         """Return what may move the last bits of the values, as JSON: recorded with every block."""

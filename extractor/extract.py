@@ -30,11 +30,12 @@ from neuronlake.store.writer import BlockWriter, Tap
 
 # Measured on two AVX2 cores with SmolLM2: 512 tokens keep a layer's activations in cache; a GPU wants full batches.
 _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+BACKENDS = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSettings:
-    """How a corpus becomes a lake. Only `batch_tokens`, `device` and `blocks` may differ between runs on one lake."""
+    """How a corpus becomes a lake. Only what says how and where it is computed may differ between runs on one lake."""
 
     encoding: str = DEFAULT_ENCODING
     context: str = "sentence"
@@ -53,9 +54,17 @@ class ExtractSettings:
     blocks: tuple[int, int] | None = None
     """Extract only blocks [first, last)."""
     trust_remote_code: bool = False
+    backend: str = "transformers"
+    """Engine of the forward passes: ``transformers`` or ``vllm``."""
+    tensor_parallel: int = 1
+    """GPUs (or sets of cores) over which vLLM splits every layer."""
 
     def __post_init__(self) -> None:
         get_encoding(self.encoding)
+        if self.backend not in BACKENDS:
+            raise InputError(f"unknown backend {self.backend!r}: known are {', '.join(BACKENDS)}")
+        if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.backend != "vllm"):
+            raise InputError(f"tensor_parallel must be 1, or more with backend vllm, got {self.tensor_parallel}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, got {self.batch_tokens}")
         if self.blocks is not None and not 0 <= self.blocks[0] < self.blocks[1]:
@@ -265,7 +274,7 @@ def _run(
     engine = _open_engine(spec, source, settings)
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))
-    with contextlib.closing(engine), BlockWriter(root, spec, overlap_encoding=engine.overlaps, tap=tap) as writer:
+    with contextlib.closing(engine), _writer(root, spec, engine, tap) as writer:
         provenance = engine.provenance()
         for block in todo:
             extract_block(
@@ -279,11 +288,36 @@ def _run(
             )
 
 
+def _writer(root: Path, spec: LakeSpec, engine: Engine, tap: Tap | None) -> BlockWriter:
+    return BlockWriter(root, spec, overlap_encoding=engine.overlaps, tap=tap, ranks=engine.ranks)
+
+
 def _open_engine(spec: LakeSpec, source: ModelSource, settings: ExtractSettings) -> Engine:
+    if settings.backend == "vllm":
+        return _open_vllm(spec, source, settings)
     model = Model.load(
         source, device=settings.device, dtype=spec.capture["dtype"], trust_remote_code=settings.trust_remote_code
     )
     return TransformersEngine(model, batch_tokens=settings.batch_tokens or _BATCH_TOKENS[model.device.type])
+
+
+def _open_vllm(spec: LakeSpec, source: ModelSource, settings: ExtractSettings) -> Engine:
+    from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings
+    from neuronlake.extractor.vllm_places import find_places
+
+    device = choose_device(settings.device)
+    return VllmEngine(
+        source.folder,
+        find_places(source, spec, trust_remote_code=settings.trust_remote_code),
+        VllmSettings(
+            device=device,
+            dtype=spec.capture["dtype"],
+            max_tokens=spec.plan["max_tokens"],
+            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device],
+            tensor_parallel=settings.tensor_parallel,
+            trust_remote_code=settings.trust_remote_code,
+        ),
+    )
 
 
 def extract_block(
