@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from neuronlake.extractor.experts import use_our_forward
 from neuronlake.extractor.families import Neurons, find_neurons, is_causal
-from neuronlake.extractor.sites import attach, choose_sites, site_widths
+from neuronlake.extractor.sites import attach, choose_sites
 from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
 from neuronlake.store.errors import InputError
-from neuronlake.store.layout import DEFAULT_SITE
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +29,6 @@ class ModelShape:
     """What the plan needs to know of a model before its weights are read."""
 
     layers: int
-    neurons: int
-    """Columns of site mlp.post, per layer."""
     widths: Mapping[str, int]
     """Columns of each site asked for."""
     module: str
@@ -48,7 +45,7 @@ class ModelShape:
 def read_shape(
     source: ModelSource,
     *,
-    sites: Sequence[str] = (DEFAULT_SITE,),
+    sites: Sequence[str] | None = None,
     module: str | None = None,
     trust_remote_code: bool = False,
 ) -> ModelShape:
@@ -77,7 +74,6 @@ def read_shape(
     widths = choose_sites(neurons, sites)
     return ModelShape(
         layers=len(neurons.output),
-        neurons=site_widths(neurons)[DEFAULT_SITE],
         widths=widths,
         module=neurons.pattern,
         causal=is_causal(config),
@@ -104,7 +100,7 @@ def context_length(model: Any) -> int:
 class Model:
     """A loaded model, without its language-model head, in evaluation mode on one device."""
 
-    def __init__(self, neurons: Neurons, *, sites: Sequence[str], causal: bool, device: str, threads: int):
+    def __init__(self, neurons: Neurons, *, sites: Sequence[str] | None, causal: bool, device: str, threads: int):
         import torch
 
         self.widths = choose_sites(neurons, sites)
@@ -128,7 +124,7 @@ class Model:
         device: str = "auto",
         dtype: str = "auto",
         trust_remote_code: bool = False,
-        sites: Sequence[str] = (DEFAULT_SITE,),
+        sites: Sequence[str] | None = None,
         module: str | None = None,
     ) -> "Model":
         """Load the weights. Of an encoder–decoder only the encoder is kept.
@@ -140,7 +136,7 @@ class Model:
         dtype
             ``auto`` is float32 on a CPU and the checkpoint's own dtype on a GPU.
         sites
-            What to hand over, see `neuronlake.extractor.sites.SITES`.
+            What to hand over, see `neuronlake.extractor.sites`; by default the neurons, and the routing to experts.
         module
             Name of the MLP's output projection with ``{layer}``, for a family that is not known.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from neuronlake.extractor.experts import EXPERT_SITES, Tap, check_experts, expert_widths
 from neuronlake.extractor.families import Neurons, width_in, width_out
 from neuronlake.store.errors import InputError
+from neuronlake.store.layout import DEFAULT_SITE
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +47,8 @@ def site_widths(neurons: Neurons) -> dict[str, int]:
     return per_layer[0]
 
 
-def choose_sites(neurons: Neurons, sites: Sequence[str]) -> dict[str, int]:
-    """Return the columns of the sites asked for.
+def choose_sites(neurons: Neurons, sites: Sequence[str] | None) -> dict[str, int]:
+    """Return the columns of the sites asked for; by default of the neurons, and of the routing to experts if there are any.
 
     Raises
     ------
@@ -55,6 +56,8 @@ def choose_sites(neurons: Neurons, sites: Sequence[str]) -> dict[str, int]:
         When the model does not have one of them, or none was asked for.
     """
     widths = site_widths(neurons)
+    if sites is None:
+        sites = [site for site in (DEFAULT_SITE, "mlp.routing") if site in widths]
     if not sites or len(set(sites)) != len(sites):
         raise InputError(f"name at least one site, and each once, got {list(sites)}: known are {', '.join(widths)}")
     for site in sites:
