@@ -78,7 +78,7 @@ def test_values_are_those_of_the_weights(case: Case, tmp_path: Path) -> None:
     widths = sites_of(case)
     shape = read_shape(source, sites=tuple(widths))
     assert dict(shape.widths) == widths
-    assert (shape.layers, shape.neurons, shape.max_positions) == (LAYERS, case.neurons, case.limit)
+    assert (shape.layers, shape.max_positions) == (LAYERS, case.limit)
     assert shape.causal == case.causal
     model = Model.load(source, device="cpu", sites=tuple(widths))
     inputs, mask, alone = batch_of(case)
