@@ -59,8 +59,9 @@ def add_commands(commands: Any) -> None:
 def _info(options: argparse.Namespace) -> int:
     lake = open_lake(options.lake)
     stored = sum(record.bytes for commit in lake.commits for record in commit.files)
+    widths = {site: lake.spec.width(site) for site in lake.sites}
     rows = sum(commit.rows for commit in lake.commits)
-    values = rows * len(lake.layers) * len(lake.sites) * lake.neurons
+    values = rows * len(lake.layers) * sum(widths.values())
     record = {
         "path": str(lake.path),
         "fingerprint": lake.fingerprint,
@@ -70,6 +71,7 @@ def _info(options: argparse.Namespace) -> int:
         "corpus": lake.spec.plan["corpus"],
         "context": lake.spec.plan["context"],
         "sites": list(lake.sites),
+        "widths": widths,
         "layers": len(lake.layers),
         "neurons": lake.neurons,
         "encoding": lake.encoding,
@@ -94,7 +96,8 @@ def _info(options: argparse.Namespace) -> int:
         "model": f"{lake.spec.model['name']} ({lake.spec.model['architecture']}, computed in {lake.spec.capture['dtype']})",
         "corpus": f"{files}{' …' if len(record['corpus'].get('files', [])) > 4 else ''}, {record['context']} context",
         "text": ", ".join(f"{counts[name]:,} {name}" for name in ("documents", "sentences", "words", "tokens")),
-        "neurons": f"{len(lake.layers)} layers × {lake.neurons:,} neurons, site {', '.join(lake.sites)}",
+        "neurons": f"{len(lake.layers)} layers × {lake.neurons:,} neurons at {lake.site}"
+        + "".join(f", {widths[site]:,} at {site}" for site in lake.sites[1:]),
         "stored": f"{size(stored)}, {record['bytes_per_value']:.3f} bytes per value as {lake.encoding}"
         if values
         else "nothing yet",

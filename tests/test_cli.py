@@ -50,7 +50,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> object:
 def test_info(capsys: pytest.CaptureFixture[str], lake: Path) -> None:
     code, out, _ = run(capsys, "info", lake)
     assert code == 0
-    assert "2 layers × 10 neurons" in out
+    assert "2 layers × 10 neurons at mlp.post\n" in out
     record = run_json(capsys, "info", lake)
     assert isinstance(record, dict)
     assert record["complete"] is True
