@@ -15,7 +15,7 @@ from tiny import make_model as make_llama
 
 from neuronlake.analysis import compute_statistics, top_tokens
 from neuronlake.cli.main import main
-from neuronlake.extractor import AudioCorpus, ConlluCorpus, ExtractSettings, extract, resolve_model
+from neuronlake.extractor import AudioCorpus, ConlluCorpus, ExtractSettings, Observer, extract, resolve_model
 from neuronlake.extractor.recompute import recompute
 from neuronlake.store import InputError, Lake, open_lake, verify
 from neuronlake.store.tables import PADDING, UNCOVERED
@@ -159,6 +159,27 @@ def test_the_same_inputs_give_the_same_bytes_and_runs_resume(tmp_path: Path, mod
     moved = tmp_path / "moved"  # the same corpus elsewhere
     shutil.copytree(table.parent, moved)
     run(tmp_path / "b.lake", model, moved / table.name)
+    assert contents(tmp_path / "a.lake") == contents(tmp_path / "b.lake")
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, models: dict[str, Path], table: Path) -> None:
+    """Stopped in the middle of the second block."""
+    source, corpus = resolve_model(str(models["whisper"])), AudioCorpus(paths=(table,))
+    settings = ExtractSettings(encoding="float32", block_rows=256)
+    extract(tmp_path / "a.lake", corpus, source, settings)
+    done = 0
+
+    def stop(frames: int, _bytes: int) -> None:
+        nonlocal done
+        done += frames
+        if done > 256:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(tmp_path / "b.lake", corpus, source, settings, Observer(advance=stop))
+    committed = open_lake(tmp_path / "b.lake").blocks
+    report = extract(tmp_path / "b.lake", corpus, source, settings)
+    assert set(report.extracted) == set(range(report.blocks)) - set(committed)
     assert contents(tmp_path / "a.lake") == contents(tmp_path / "b.lake")
 
 
