@@ -390,7 +390,7 @@ def markdown_table() -> str:
             _either(f"`{case.count}`" for case, _ in cases),
             _either(case.activation for case, _ in cases),
             _either("causal" if case.causal else "both ways" for case, _ in cases),
-            _either(", ".join(each) or "—" for each in lacking),
+            _either(", ".join(each) or "none" for each in lacking),
         ]
         lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)

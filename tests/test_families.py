@@ -17,6 +17,7 @@ from family_models import (
     Case,
     apply,
     config_count,
+    markdown_table,
     reference,
     save,
 )
@@ -142,3 +143,8 @@ def test_causal_models_do_not_look_ahead(kind: str, tmp_path: Path) -> None:
     for place in before:
         close(after[place][:, :7], before[place][:, :7], str(place))
         assert (after[place][:, 7] != before[place][:, 7]).any()
+
+
+def test_the_documented_table_is_that_of_the_models() -> None:
+    documented = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in markdown_table().splitlines() if line not in documented] == []
