@@ -252,7 +252,9 @@ def _installed_version() -> str | None:
 def _set_environment(settings: VllmSettings) -> None:
     """Set what vLLM takes from the environment only, before it is imported."""
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the V2 runner keeps its batch to itself
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # in our process it would bind our threads to its cores
+    # Its engine gets a process of its own all the same (`_start`), but on a CPU one rank then computes in that process: in
+    # another, the engine would wait for it in a loop that takes a core from the computation.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork would inherit locks that our threads hold
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # by the one token that it generates and never computes
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -282,10 +284,13 @@ def _limit_cache(config: Any) -> None:
 
 def _start(config: Any) -> Any:
     from vllm import LLMEngine
+    from vllm.v1.executor import Executor
 
     try:
         with _empty_main_module():
-            return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+            return LLMEngine(
+                config, executor_class=Executor.get_class(config), log_stats=False, multiprocess_mode=True
+            )
     except LOAD_ERRORS as error:
         raise EngineError(f"vLLM does not start: {_reason(error)}") from error
 
