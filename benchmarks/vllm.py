@@ -1,4 +1,4 @@
-"""Extraction through vLLM against the same vLLM run without capture, alternating block by block. Needs vLLM's own environment.
+"""Extraction through vLLM against the same vLLM run without capture, alternating block by block.
 
 Isolates the price of capture in vLLM's workers and of encoding, checksums, fsync and commits in ours. Every block of EWT dev
 runs bare (the same engine and prompts, hooks at rest) and captured one after the other, in changing order, because the speed
@@ -64,7 +64,9 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS, batch_tokens: int = 
         engine.close()
     tokens = sum(plan.rows for plan in plans)
     seconds = {name: sum(values) for name, values in parts.items()}
-    committed = [sum(of_block) for of_block in zip(parts["captured"], parts["encode"], parts["sync and commit"], strict=True)]
+    committed = [
+        sum(of_block) for of_block in zip(parts["captured"], parts["encode"], parts["sync and commit"], strict=True)
+    ]
     over = {
         "capture": _over(parts["captured"], parts["bare"]),
         "committed": _over(committed, parts["bare"]),

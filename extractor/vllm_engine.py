@@ -288,9 +288,7 @@ def _start(config: Any) -> Any:
 
     try:
         with _empty_main_module():
-            return LLMEngine(
-                config, executor_class=Executor.get_class(config), log_stats=False, multiprocess_mode=True
-            )
+            return LLMEngine(config, executor_class=Executor.get_class(config), log_stats=False, multiprocess_mode=True)
     except LOAD_ERRORS as error:
         raise EngineError(f"vLLM does not start: {_reason(error)}") from error
 

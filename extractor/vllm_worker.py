@@ -201,8 +201,8 @@ class BlockCapture:
         done = int(self._done[sequence])
         if first != done:
             raise InputError(
-                f"vLLM computes position {first} of a sequence of which {done} tokens were computed: it took tokens from a cache, "
-                "or computes some again; turn prefix caching off and give it more memory"
+                f"vLLM computes position {first} of a sequence of which {done} tokens were computed: it took tokens from a "
+                "cache, or computes some again; turn prefix caching off and give it more memory"
             )
         self._done[sequence] = first + count
 

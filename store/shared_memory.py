@@ -3,6 +3,7 @@
 import mmap
 import os
 import weakref
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -57,7 +58,7 @@ class SharedMemory:
     def is_at(self, path: str) -> bool:
         """Whether `path` leads to this memory, and not to what another buffer has there now."""
         try:
-            return os.stat(path).st_ino == self._inode
+            return Path(path).stat().st_ino == self._inode
         except OSError:
             return False
 

@@ -85,7 +85,7 @@ def read(buffer: BlockBuffer, rows: int) -> Values:
 
 
 def by_hand(folder: Path, prompts: list[NDArray[np.int32]]) -> Values:
-    """act(gate)·up and its projection, from the weights and the MLP's input in transformers: one prompt at a time, float64."""
+    """act(gate)·up and its projection, from transformers' weights and inputs of the MLP, one prompt at a time: float64."""
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     inputs: dict[int, torch.Tensor] = {}
     for index, layer in enumerate(network.model.layers):

@@ -8,27 +8,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from engines import (
     CONTEXT,
     SITES,
-    LakeSpec,
     capture,
     make_plan,
     open_tiny,
     random_prompts,
     tiny_spec,
 )
+from tiny import conllu, some_sentences
 
 from neuronlake.extractor import resolve_model
 from neuronlake.extractor.recompute import recompute
 from neuronlake.extractor.vllm_engine import VllmEngine, check_version
-from neuronlake.store import InputError, open_lake
+from neuronlake.store import InputError, LakeSpec, open_lake
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.commits import committed_blocks
-from tiny import conllu, some_sentences
 
 
 class Unchecked(VllmEngine):
@@ -114,12 +112,6 @@ def test_a_sequence_that_was_not_run(engine: VllmEngine) -> None:
 def test_a_lake_of_another_width(engine: VllmEngine) -> None:
     with pytest.raises(InputError, match="got 88 neurons, the lake has 80"):
         capture(engine, make_plan(random_prompts(5)), LakeSpec(**{**tiny_spec(SITES).__dict__, "neurons": 80}))
-
-
-def test_activations_that_cannot_be_stored(engine: VllmEngine) -> None:
-    """The bfloat16 of a value is fine, its float16 is not: here by a model that is asked for more than 65,504."""
-    values = capture(engine, make_plan(random_prompts(5)), tiny_spec(SITES))
-    assert all(np.isfinite(found).all() for found in values.values())
 
 
 def test_cached_tokens_are_noticed(tiny_model: Path) -> None:
