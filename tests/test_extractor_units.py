@@ -1,17 +1,14 @@
 """Alignment and batching against brute force; models that are refused."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_model
 
 from neuronlake.extractor.align import align
 from neuronlake.extractor.batching import plan_batches
-from neuronlake.store.errors import InputError
 from neuronlake.store.tables import MULTI, SPECIAL, UNCOVERED
 
 
@@ -89,20 +86,3 @@ def test_batches_are_the_cheapest_partition(lengths: list[int], batch_tokens: in
 def test_batching_is_deterministic(count: int) -> None:
     lengths = [1 + index * 37 % 90 for index in range(count)]
     assert plan_batches(lengths, batch_tokens=512) == plan_batches(list(lengths), batch_tokens=512)
-
-
-def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
-    from transformers import Gemma3TextConfig
-
-    from neuronlake.extractor.model import read_shape
-    from neuronlake.extractor.source import resolve_model
-
-    Gemma3TextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        vocab_size=400, use_bidirectional_attention=True,
-    ).save_pretrained(tmp_path)  # fmt: skip
-    make_model(tmp_path / "weights")
-    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "weights" / name).rename(tmp_path / name)
-    with pytest.raises(InputError, match="gemma3_text: its tokens attend to later ones"):
-        read_shape(resolve_model(str(tmp_path)))
