@@ -24,6 +24,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS, batch_tokens: int = 
     from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
     from neuronlake.extractor.capture import BlockPlan
     from neuronlake.extractor.extract import _open_engine
+    from neuronlake.extractor.model import read_shape
     from neuronlake.store import BlockWriter, open_lake
 
     source = resolve_model(smollm2())
@@ -36,7 +37,8 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS, batch_tokens: int = 
         lake = open_lake(root)
         plans = [BlockPlan.from_table(lake.read_table("plan", block)) for block in range(blocks)]
         parts: dict[str, list[float]] = {"bare": [], "captured": [], "encode": [], "sync and commit": []}
-        engine: Any = _open_engine(lake.spec, source, ExtractSettings(backend="vllm", batch_tokens=batch_tokens))
+        settings = ExtractSettings(backend="vllm", batch_tokens=batch_tokens)
+        engine: Any = _open_engine(lake.spec, source, read_shape(source), settings)
         provenance = engine.provenance()
 
         def bare(plan: BlockPlan, number: int) -> None:

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from neuronlake.extractor import resolve_model
 from neuronlake.extractor.capture import BlockPlan
-from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings
-from neuronlake.extractor.vllm_places import find_places
+from neuronlake.extractor.model import read_shape
+from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings, find_places
 from neuronlake.store import LakeSpec
 from neuronlake.store.buffer import BlockBuffer
 
@@ -49,7 +49,8 @@ def open_tiny(
         tensor_parallel=tensor_parallel,
         more=more,
     )
-    return kind(folder, find_places(resolve_model(str(folder)), tiny_spec(sites)), settings)
+    shape = read_shape(resolve_model(str(folder)), sites=sites)
+    return kind(folder, find_places(tiny_spec(sites), shape), settings)
 
 
 def make_plan(prompts: list[NDArray[np.int32]]) -> BlockPlan:

@@ -22,9 +22,8 @@ from tiny import conllu, some_sentences
 from neuronlake.cli.demo import model_file
 from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
 from neuronlake.extractor.capture import BlockPlan, TransformersEngine
-from neuronlake.extractor.model import Model
-from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings
-from neuronlake.extractor.vllm_places import find_places
+from neuronlake.extractor.model import Model, read_shape
+from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings, find_places
 from neuronlake.store import open_lake
 from neuronlake.store.buffer import BlockBuffer
 
@@ -48,9 +47,9 @@ def test_a_batch_is_one_prompt_at_a_time(engine: VllmEngine) -> None:
 
 def test_the_same_block_gives_the_same_bits(engine: VllmEngine) -> None:
     plan = make_plan(random_prompts(*range(1, 30), seed=2))
-    first = capture(engine, plan, tiny_spec())
-    capture(engine, make_plan(random_prompts(70, 3, seed=3)), tiny_spec())
-    again = capture(engine, plan, tiny_spec())
+    first = capture(engine, plan, tiny_spec(SITES))
+    capture(engine, make_plan(random_prompts(70, 3, seed=3)), tiny_spec(SITES))
+    again = capture(engine, plan, tiny_spec(SITES))
     assert all(np.array_equal(first[key], again[key]) for key in first)
 
 
@@ -81,7 +80,7 @@ def test_smollm2_equals_transformers(tmp_path: Path, capsys: pytest.CaptureFixtu
     TransformersEngine(model, batch_tokens=512).capture_block(plan, reference, lambda tokens: None)
     opened = VllmEngine(
         source.folder,
-        find_places(source, lake.spec),
+        find_places(lake.spec, read_shape(source)),
         VllmSettings(device="cpu", dtype="float32", max_tokens=1024, batch_tokens=512),
     )
     try:
