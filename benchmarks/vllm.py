@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.common import EWT_DEV, corpora, keep, scratch, smollm2
 
-BLOCKS = 12
+BLOCKS = 8
 BLOCK_ROWS = 1024
 ENCODING = "int8a"
 BATCH_TOKENS = 512

@@ -325,7 +325,7 @@ def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings:
             device=device,
             dtype=spec.capture["dtype"],
             max_tokens=spec.plan["max_tokens"],
-            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device],
+            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device.partition(":")[0]],
             tensor_parallel=settings.tensor_parallel,
             trust_remote_code=settings.trust_remote_code,
         ),

