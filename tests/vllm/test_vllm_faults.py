@@ -185,7 +185,7 @@ def after_a_block(process: "subprocess.Popen[str]", root: Path, blocks: int) -> 
 
 def test_killed_and_interrupted_it_resumes_to_the_same_bytes(tmp_path: Path, tiny_model: Path) -> None:
     corpus, root = tmp_path / "tiny.conllu", tmp_path / "a.lake"
-    corpus.write_text(conllu(some_sentences(1000)), encoding="utf-8")
+    corpus.write_text(conllu(some_sentences(500)), encoding="utf-8")
     process = start(root, tiny_model, corpus)
     after_a_block(process, root, 1)
     for child in psutil.Process(process.pid).children(recursive=True):
