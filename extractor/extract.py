@@ -142,6 +142,8 @@ def _extract(
     shape = read_shape(source, sites=settings.sites, module=settings.module, trust_remote_code=settings.trust_remote_code)
     tokenizer = Tokenizer.load(source, special_tokens=settings.special_tokens, trust_remote_code=settings.trust_remote_code)
     spec, sequences = _settle(corpus, source, settings, shape, tokenizer)
+    if settings.backend == "vllm":
+        _check_vllm(spec, shape)
     root_record = create_lake(root, spec)
     spec = read_spec(root)  # equal, but for the name that the model had when the lake was begun
     plan = read_plan_record(root)
@@ -312,6 +314,14 @@ def _open_engine(spec: LakeSpec, source: ModelSource, shape: ModelShape, setting
         module=settings.module,
     )
     return TransformersEngine(model, batch_tokens=settings.batch_tokens or _BATCH_TOKENS[model.device.type])
+
+
+def _check_vllm(spec: LakeSpec, shape: ModelShape) -> None:
+    """Refuse what vLLM cannot capture before anything is written."""
+    from neuronlake.extractor.vllm_engine import check_version, find_places, installed_version
+
+    check_version(installed_version())
+    find_places(spec, shape)
 
 
 def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: ExtractSettings) -> Engine:

@@ -107,7 +107,7 @@ class VllmEngine:
     """
 
     def __init__(self, folder: Path, places: Sequence[Place], settings: VllmSettings):
-        self._version = check_version(_installed_version())
+        self._version = check_version(installed_version())
         self._settings = settings
         _set_environment(settings)
         import torch
@@ -271,7 +271,8 @@ def check_version(installed: str | None) -> str:
     return installed
 
 
-def _installed_version() -> str | None:
+def installed_version() -> str | None:
+    """Return the version of vLLM, None without it; vLLM is not imported."""
     for package in _PACKAGES:
         try:
             return version(package)
