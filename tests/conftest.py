@@ -12,5 +12,6 @@ import hypothesis
 hypothesis.settings.register_profile("neuronlake", deadline=None)
 hypothesis.settings.load_profile("neuronlake")
 
-# they need vLLM, which has an environment of its own: `make test-vllm`
-collect_ignore = [] if find_spec("vllm") else ["vllm"]
+# They need vLLM, in its own environment: `make test-vllm`. The folder itself is found as a package without origin.
+found = find_spec("vllm")
+collect_ignore = ["vllm"] if found is None or found.origin is None else []

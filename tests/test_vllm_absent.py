@@ -1,16 +1,16 @@
 """Without vLLM, its backend says what to install, before anything is written. What needs vLLM is in tests/vllm."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from tiny import conllu, make_model, some_sentences
 
 from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
+from neuronlake.extractor.vllm_engine import installed_version
 from neuronlake.store import InputError
 
 
-@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+@pytest.mark.skipif(installed_version() is not None, reason="vLLM is installed")
 def test_without_vllm(tmp_path: Path) -> None:
     source = resolve_model(str(make_model(tmp_path / "model")))
     (tmp_path / "tiny.conllu").write_text(conllu(some_sentences(3)), encoding="utf-8")
