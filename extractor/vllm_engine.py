@@ -202,11 +202,13 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         client = self._engine.engine_core
+        processes = client.resources.engine_manager.processes
         while not self._closed.wait(_WATCH_S):
-            if client.resources.engine_dead:
+            if client.resources.engine_dead or not all(process.is_alive() for process in processes):
                 for answer in list(client.utility_results.values()):
                     if not answer.done():
                         answer.set_exception(EngineDeadError())
+                client.outputs_queue.put_nowait(EngineDeadError())  # what `step` waits for
 
     def _run(self, plan: BlockPlan, lengths: list[int], prefix: str, progress: Callable[[int], None]) -> None:
         # paused until all are queued: a block is then always cut into the same steps, which decide the last bits
