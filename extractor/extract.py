@@ -154,6 +154,8 @@ def _extract(
         trust_remote_code=settings.trust_remote_code,
     )
     spec, sequences = _settle(corpus, source, settings, shape, reader)
+    if settings.backend == "vllm":
+        _check_vllm(spec, shape)
     root_record = create_lake(root, spec)
     spec = read_spec(root)  # equal, but for the name that the model had when the lake was begun
     plan = read_plan_record(root)
@@ -332,6 +334,14 @@ def _open_engine(
     return TransformersEngine(model, batch_tokens=batch_tokens, batches=reader.batches)
 
 
+def _check_vllm(spec: LakeSpec, shape: ModelShape) -> None:
+    """Refuse what vLLM cannot capture before anything is written."""
+    from neuronlake.extractor.vllm_engine import check_version, find_places, installed_version
+
+    check_version(installed_version())
+    find_places(spec, shape)
+
+
 def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: ExtractSettings) -> Engine:
     from neuronlake.extractor.vllm_engine import VllmEngine, VllmSettings, find_places
 
@@ -343,7 +353,7 @@ def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings:
             device=device,
             dtype=spec.capture["dtype"],
             max_tokens=spec.plan["max_tokens"],
-            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device],
+            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device.partition(":")[0]],
             tensor_parallel=settings.tensor_parallel,
             trust_remote_code=settings.trust_remote_code,
         ),
