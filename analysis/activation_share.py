@@ -7,10 +7,11 @@ import xarray as xr
 
 from neuronlake.analysis.execute import Progress
 from neuronlake.analysis.labels import token_labels
-from neuronlake.analysis.source import DEFAULT_SITE, versions
+from neuronlake.analysis.source import versions
 from neuronlake.analysis.weights import weights_of
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
+from neuronlake.store.layout import DEFAULT_SITE
 from neuronlake.store.weights import NORMS
 
 _DIMS = ("tag", "layer", "neuron")
@@ -59,6 +60,7 @@ def activation_hits(
         raise InputError(f"share must be between 0 and 1, got {share}")
     if per_tag is not None and per_tag < 1:
         raise InputError(f"per_tag must be at least 1, got {per_tag}")
+    lake = lake.at(DEFAULT_SITE)
     weights = weights_of(lake)
     labels = token_labels(lake, by, where=where, subword=subword, shift=shift, min_tokens=1)
     chosen = np.full(labels.codes.shape, -1, dtype=np.int16)
@@ -81,7 +83,7 @@ def activation_hits(
             rows = every[first : first + piece]
             values = np.empty((len(rows), *norms.shape), dtype=np.float32)
             for place, layer in enumerate(lake.layers):
-                read = lake.read_block(layer=layer, block=block, rows=rows, site=DEFAULT_SITE)
+                read = lake.read_block(layer=layer, block=block, rows=rows)
                 np.multiply(np.abs(read), norms[place], out=values[:, place])
             flat = values.reshape(len(rows), -1)
             edge = np.partition(flat, -strongest, axis=1)[:, -strongest, None, None]

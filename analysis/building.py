@@ -15,7 +15,6 @@ from neuronlake.analysis.groups import FOLDS, group_blocks
 from neuronlake.analysis.histogram import BINS
 from neuronlake.analysis.kept_statistics import KeptDamageError, StatisticsKey, block_checksums, find_kept
 from neuronlake.analysis.labels import LabelRequest, token_labels
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.analysis.statistics import compute_statistics
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import InputError
@@ -26,7 +25,7 @@ _MEMORY_SHARE = 4  # a quarter of what is free
 
 
 class StatisticsBuilder:
-    """Adds up what an extraction stores, for one label; a part of the blocks may be there already.
+    """Adds up what an extraction stores at the first site, for one label; a part of the blocks may be there already.
 
     Parameters
     ----------
@@ -45,7 +44,7 @@ class StatisticsBuilder:
 
     def __init__(self, path: Path, by: str, *, max_bytes: int | None = None):
         lake = open_lake(path)
-        self._path, self._by = path, by
+        self._path, self._by, self._site = path, by, lake.site
         planned = Lake(lake.path, lake.spec, lake.plan, tuple(range(lake.plan.blocks)))
         labels = token_labels(planned, by, min_tokens=1)
         labels.without_rare(2)  # an error now, not when the extraction ends
@@ -68,7 +67,7 @@ class StatisticsBuilder:
 
     def add(self, site: str, layer: int, block: int, chunk: int, codes: NDArray[Any]) -> None:
         """Add a chunk: bit patterns of its stored values. Different columns may be added from different threads."""
-        if site != DEFAULT_SITE:
+        if site != self._site:
             return
         self._seen.add(block)
         piece, column = divmod(chunk, PIECE_CHUNKS)
@@ -116,7 +115,7 @@ class StatisticsBuilder:
 
 def _kept_bins(lake: Lake, by: str) -> tuple[str | None, NDArray[np.int16] | None]:
     """Name and scales of the histograms that are kept already: what is added to them must have the same bins."""
-    key = StatisticsKey.of(lake, LabelRequest(by=by), site=DEFAULT_SITE, folds=FOLDS, basic=False)
+    key = StatisticsKey.of(lake, LabelRequest(by=by), folds=FOLDS, basic=False)
     found = find_kept(lake, key, block_checksums(lake))
     if found is None or not found.counted:
         return None, None

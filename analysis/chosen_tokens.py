@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_rows import ChosenRows, token_mask
 from neuronlake.analysis.labels import SUBWORD_POLICIES, LabelRequest, labels_key, token_labels
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
+from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.tables import PADDING, SPECIAL
@@ -110,10 +110,10 @@ def eligible_tokens(source: LakeSource, where: Where, *, special: bool) -> NDArr
 
 
 def _listed(source: LakeSource, by: str, tag: str) -> NDArray[np.bool_] | None:
-    """Tokens with a tag, from lists that the index has of the label: no table is read. None where it has none."""
+    """Tokens with a tag, from lists that the index has of the label, at any site: no table is read. None if it has none."""
     if isinstance(source, Lake):
         asked = labels_key(source, LabelRequest(by=by, subword="all"))
-        for lists in source.at(DEFAULT_SITE).index().tag_lists:
+        for lists in (lists for site in source.sites for lists in source.at(site).index().tag_lists):
             if lists.labels == asked and lists.blocks == source.blocks and tag in lists.tags:
                 with suppress(DamageError):
                     found: NDArray[np.bool_] = lists.row_tags(source.blocks, source.block_rows) == lists.tags.index(tag)

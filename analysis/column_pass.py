@@ -48,7 +48,6 @@ class Pass:
     """What is to be computed, for every piece."""
 
     source: LakeSource
-    site: str
     tags: tuple[str, ...]
     """All tags that occur."""
     kept: NDArray[np.int64] = field(repr=False)
@@ -109,14 +108,14 @@ def piece_statistics(
 ) -> list[Column] | None:
     """Read the columns of one piece, block after block, and add them up, for one label set or several.
 
-    The jobs have the same source and site; every chunk is read once for all of them.
+    The jobs have the same source; every chunk is read once for all of them.
 
     Parameters
     ----------
     take
         Given what else is returned. It copies: the thread's next piece is gathered in the same memory.
     """
-    source, site = jobs[0].source, jobs[0].site
+    source = jobs[0].source
     encoding = get_encoding(source.encoding)
     width = source.chunk_neurons
     chunks = range(first // width, -(-stop // width))
@@ -148,13 +147,13 @@ def piece_statistics(
             shards = []
             for block in batch:
                 rows = 1 + max(groups.last_row for _, groups in wanted[block])
-                found = source.read_chunks(layer=layer, block=block, chunks=chunks, rows=rows, out=codes, site=site)
+                found = source.read_chunks(layer=layer, block=block, chunks=chunks, rows=rows, out=codes)
                 shards.append((block, stack.enter_context(closing(found))))
             # A column's histograms stay in the cache while its blocks pass.
             for column, chunk in enumerate(chunks):
                 for block, shard in shards:
                     next(shard)
-                    scales = source.chunk_scales(layer=layer, block=block, chunk=chunk, site=site)
+                    scales = source.chunk_scales(layer=layer, block=block, chunk=chunk)
                     for accumulator, groups in wanted[block]:
                         accumulator.add(column, codes, groups, scales=scales, more=True)
                 for job, accumulator, parts in zip(jobs, accumulators, derived, strict=True):
@@ -219,5 +218,5 @@ def _derived(job: Pass, found: Accumulator, layer: int, column: int, chunk: int)
     if job.counted:
         counts = found.counts(column)
         return derived_statistics(counts if len(job.kept) == len(job.tags) else counts[job.kept])
-    area, error = column_auroc(job.source, job.labels, layer=layer, chunk=chunk, site=job.site, segment_bytes=SEGMENT_BYTES)
+    area, error = column_auroc(job.source, job.labels, layer=layer, chunk=chunk, segment_bytes=SEGMENT_BYTES)
     return {"auroc": area, "auroc_error": error}

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from neuronlake.analysis.centring import SEGMENT_ROWS, centre
 from neuronlake.analysis.chosen_rows import ChosenRows, choose_rows
 from neuronlake.analysis.neuron import check_neuron, neuron_name
-from neuronlake.analysis.source import DEFAULT_SITE, choose_layers, versions
+from neuronlake.analysis.source import choose_layers, versions
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.scan import Tile
@@ -32,7 +32,6 @@ def coactivation(
     special: bool = False,
     where: str | None = None,
     mask: NDArray[np.bool_] | None = None,
-    site: str = DEFAULT_SITE,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xr.DataArray":
     """Correlate some neurons with all neurons over the tokens of a lake.
@@ -55,8 +54,6 @@ def coactivation(
         SQL predicate over the token, e.g. ``upos='NOUN'``: only tokens for which it is true.
     mask : bool (committed rows,), optional
         Only these lines of ``lake.tokens()``.
-    site
-        Site of the activations.
     progress
         Called with (shards done, shards in all).
 
@@ -89,7 +86,7 @@ def coactivation(
             if progress is not None:
                 progress(place * shards + done, len(groups) * shards)
 
-        found.append(_correlate(lake, group, chosen, rows, site, report))
+        found.append(_correlate(lake, group, chosen, rows, report))
     return xr.DataArray(
         np.concatenate(found),
         dims=("of", "layer", "neuron"),
@@ -101,7 +98,7 @@ def coactivation(
         name="correlation",
         attrs={
             "lake": lake.fingerprint,
-            "site": site,
+            "site": lake.site,
             **rows.attributes,
             "blocks": [int(block) for block in lake.blocks],
             "versions": versions(),
@@ -261,11 +258,10 @@ def _correlate(
     asked: Sequence[tuple[int, int]],
     layers: tuple[int, ...],
     rows: ChosenRows,
-    site: str,
     progress: Callable[[int, int], None] | None,
 ) -> NDArray[np.float64]:
     """Correlate with the neurons of some layers: float64 (asked, layers, neurons)."""
-    others = {block: Segments.of(*part) for block, part in _read_columns(lake, asked, rows, site)}
+    others = {block: Segments.of(*part) for block, part in _read_columns(lake, asked, rows)}
     found = np.empty((len(asked), len(layers), lake.neurons))
     shards = len(layers) * len(others)
     done = 0
@@ -277,7 +273,7 @@ def _correlate(
         return tile.layer, tile.block, tile.first_neuron, moments
 
     with threadpool_limits(1, user_api="blas"):  # the scan keeps all cores busy
-        for layer, block, first, some in lake.scan(multiply, layers=layers, blocks=list(others), site=site):
+        for layer, block, first, some in lake.scan(multiply, layers=layers, blocks=list(others)):
             last = first + len(some.mean)
             part.mean[first:last], part.square[first:last], part.product[first:last] = some.mean, some.square, some.product
             if last < lake.neurons:
@@ -294,14 +290,14 @@ def _correlate(
 
 
 def _read_columns(
-    lake: Lake, neurons: Sequence[tuple[int, int]], rows: ChosenRows, site: str
+    lake: Lake, neurons: Sequence[tuple[int, int]], rows: ChosenRows
 ) -> Iterator[tuple[int, tuple[NDArray[np.float32], NDArray[np.int64]]]]:
     """Columns of neurons of any layers at the chosen rows, float32 (rows, neurons), block by block."""
     columns = np.empty((rows.count, len(neurons)), dtype=np.float32)
     lines = rows.rows
     for layer in sorted({layer for layer, _ in neurons}):
         places = [place for place, (other, _) in enumerate(neurons) if other == layer]
-        columns[:, places] = lake.read(layer=layer, rows=lines, neurons=[neurons[place][1] for place in places], site=site)
+        columns[:, places] = lake.read(layer=layer, rows=lines, neurons=[neurons[place][1] for place in places])
     start = 0
     for block in sorted(rows.blocks):
         count = len(rows.blocks[block])

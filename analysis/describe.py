@@ -12,11 +12,12 @@ from neuronlake.analysis.labels import MIN_TOKENS, LabelVector, token_labels
 from neuronlake.analysis.neuron import check_neuron, neuron_name
 from neuronlake.analysis.queries import top_tokens
 from neuronlake.analysis.ranking import score
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, versions
+from neuronlake.analysis.source import LakeSource, versions
 from neuronlake.analysis.textualization import ACTIVATIONS, textualize
 from neuronlake.analysis.weights import vocabulary
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
+from neuronlake.store.layout import DEFAULT_SITE
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.weights import NORMS, find_weights
 
@@ -35,7 +36,6 @@ def describe_neuron(
     k: int = 10,
     subword: str = "last",
     shift: int = 0,
-    site: str = DEFAULT_SITE,
 ) -> dict[str, Any]:
     """Describe one neuron from its stored values, the index, and the model's weights where the lake holds them.
 
@@ -54,8 +54,6 @@ def describe_neuron(
         Tokens of each list.
     subword, shift
         Which tokens carry which tag, as for `token_labels`.
-    site
-        Site of the activations.
 
     Returns
     -------
@@ -86,7 +84,7 @@ def describe_neuron(
     if by is None and DEFAULT_LABEL in source.label_columns:
         by = DEFAULT_LABEL
     labels = None if by is None else token_labels(source, by, subword=subword, shift=shift)
-    column = read_column(source, layer, neuron, site)
+    column = read_column(source, layer, neuron)
     values = column[token_mask(source, None, special=False)]
     if not values.size:
         raise InputError("the lake holds no token but special ones")
@@ -96,7 +94,7 @@ def describe_neuron(
         "name": neuron_name(layer, neuron),
         "layer": layer,
         "neuron": neuron,
-        "site": site,
+        "site": source.site,
         "lake": source.fingerprint,
         "model": source.spec.model["name"] if isinstance(source, Lake) else None,
         "encoding": source.encoding,
@@ -104,16 +102,16 @@ def describe_neuron(
         "moments": moments,
         "tags": None if labels is None else {**_of_labels(labels), "profile": profile},
         "strongest_tag": _strongest(profile),
-        **_tokens(source, layer, neuron, k, by if by in source.label_columns else None, site),
-        "weights": _weights(source, layer, neuron, k, moments["mean_absolute"], site),
+        **_tokens(source, layer, neuron, k, by if by in source.label_columns else None),
+        "weights": _weights(source, layer, neuron, k, moments["mean_absolute"]),
     }
 
 
-def read_column(source: LakeSource, layer: int, neuron: int, site: str) -> NDArray[np.float32]:
+def read_column(source: LakeSource, layer: int, neuron: int) -> NDArray[np.float32]:
     """One neuron's value on every committed row, float32 (lines of the token table,)."""
 
     def read(block: int) -> NDArray[np.float32]:
-        return source.read_block(layer=layer, block=block, neurons=[neuron], site=site)[:, 0]
+        return source.read_block(layer=layer, block=block, neurons=[neuron])[:, 0]
 
     return np.concatenate([np.empty(0, dtype=np.float32), *map_ordered(read, source.blocks)])
 
@@ -230,19 +228,19 @@ def _strongest(profile: list[dict[str, Any]] | None) -> dict[str, Any] | None:
     }
 
 
-def _tokens(source: LakeSource, layer: int, neuron: int, k: int, label: str | None, site: str) -> dict[str, Any]:
+def _tokens(source: LakeSource, layer: int, neuron: int, k: int, label: str | None) -> dict[str, Any]:
     labels = [] if label is None else [label]
     return {
         f"{end}{'' if cap is None else '_per_document'}": top_tokens(
-            source, layer, neuron, k, bottom=end == "bottom", per_document=cap, labels=labels, site=site
+            source, layer, neuron, k, bottom=end == "bottom", per_document=cap, labels=labels
         )
         for cap in (None, 1)
         for end in ("top", "bottom")
     }
 
 
-def _weights(source: LakeSource, layer: int, neuron: int, k: int, mean_absolute: float, site: str) -> dict[str, Any] | None:
-    if not isinstance(source, Lake) or site != DEFAULT_SITE:
+def _weights(source: LakeSource, layer: int, neuron: int, k: int, mean_absolute: float) -> dict[str, Any] | None:
+    if not isinstance(source, Lake) or source.site != DEFAULT_SITE:
         return None
     weights = find_weights(source.path, source.spec.model.get("sha256"))
     if weights is None:

@@ -19,7 +19,7 @@ _KEY_BYTES = 2
 
 
 def column_auroc(
-    source: LakeSource, labels: Sequence[BlockLabels], *, layer: int, chunk: int, site: str, segment_bytes: int
+    source: LakeSource, labels: Sequence[BlockLabels], *, layer: int, chunk: int, segment_bytes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """AUROC of tag against rest for one column.
 
@@ -29,7 +29,7 @@ def column_auroc(
         The lake.
     labels
         Its blocks with labelled rows; at least two tags occur.
-    layer, chunk, site
+    layer, chunk
         Which column.
     segment_bytes
         Bytes of keys held at once.
@@ -39,7 +39,7 @@ def column_auroc(
     auroc, error : float64 (tags, neurons)
         The error is 0 but for float32 values, which are compared by their upper 16 bits.
     """
-    column = _Column(source, layer=layer, chunk=chunk, site=site)
+    column = _Column(source, layer=layer, chunk=chunk)
     segments = plan_segments(
         [len(block.rows) for block in labels], row_bytes=column.width * _KEY_BYTES, segment_bytes=segment_bytes
     )
@@ -61,9 +61,9 @@ def column_auroc(
 class _Column:
     """Decodes a column's chunks into one reused buffer, and that into keys."""
 
-    def __init__(self, source: LakeSource, *, layer: int, chunk: int, site: str):
+    def __init__(self, source: LakeSource, *, layer: int, chunk: int):
         encoding = get_encoding(source.encoding)
-        self._source, self._layer, self._chunk, self._site = source, layer, chunk, site
+        self._source, self._layer, self._chunk = source, layer, chunk
         self.width = min(source.chunk_neurons, source.neurons - chunk * source.chunk_neurons)
         self.exact = encoding.itemsize == _KEY_BYTES
         # Always the full chunk: its C order lets the kernels' inner loops vectorise, also at the layer's edge.
@@ -78,16 +78,14 @@ class _Column:
         keys = self._keys[: tokens * self.width].reshape(self.width, tokens)
         offset = 0
         for block in blocks:
-            self._source.read_codes(
-                layer=self._layer, block=block.block, chunk=self._chunk, out=self._codes, site=self._site
-            )
+            self._source.read_codes(layer=self._layer, block=block.block, chunk=self._chunk, out=self._codes)
             order_keys(self._codes, block.rows, keys, offset)
             offset += len(block.rows)
         return keys, np.concatenate([block.tags for block in blocks])
 
 
 def neurons_precision(
-    source: LakeSource, labels: Sequence[BlockLabels], *, layer: int, neurons: NDArray[np.int64], site: str
+    source: LakeSource, labels: Sequence[BlockLabels], *, layer: int, neurons: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Average precision of some neurons as detectors of every tag, exactly.
 
@@ -100,7 +98,7 @@ def neurons_precision(
         Of x, and of −x.
     """
     values = np.concatenate(
-        [source.read_block(layer=layer, block=block.block, neurons=neurons, site=site)[block.rows] for block in labels]
+        [source.read_block(layer=layer, block=block.block, neurons=neurons)[block.rows] for block in labels]
     )
     tags = np.concatenate([block.tags for block in labels])
     count = np.sum([block.count for block in labels], axis=0)

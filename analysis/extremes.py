@@ -45,7 +45,6 @@ def find_extremes(
     bottom: bool = False,
     eligible: NDArray[np.bool_] | None = None,
     per_document: int | None = None,
-    site: str,
 ) -> Extremes:
     """Find the k highest (or lowest) tokens of a neuron.
 
@@ -56,7 +55,7 @@ def find_extremes(
     per_document
         At most so many tokens of one document.
     """
-    search = _Search(source, layer, neuron, bottom=bottom, eligible=eligible, site=site)
+    search = _Search(source, layer, neuron, bottom=bottom, eligible=eligible)
     documents = None if per_document is None else token_documents(source)
     while True:
         chosen = search.best(k, documents, per_document)
@@ -67,10 +66,8 @@ def find_extremes(
 class _Search:
     """What is known of a neuron's tokens so far. Values are negated for the lowest: best is always highest."""
 
-    def __init__(
-        self, source: LakeSource, layer: int, neuron: int, *, bottom: bool, eligible: NDArray[np.bool_] | None, site: str
-    ):
-        self._source, self._layer, self._neuron, self._site = source, layer, neuron, site
+    def __init__(self, source: LakeSource, layer: int, neuron: int, *, bottom: bool, eligible: NDArray[np.bool_] | None):
+        self._source, self._layer, self._neuron = source, layer, neuron
         self._sign = np.float32(-1 if bottom else 1)
         self._eligible = eligible
         self._rows = source.block_rows
@@ -87,7 +84,7 @@ class _Search:
             keep = eligible[self._lines]
             self._lines, self._values = self._lines[keep], self._values[keep]
             if isinstance(source, Lake):
-                for lists in source.at(site).index().tag_lists:
+                for lists in source.index().tag_lists:
                     self._take_tag_lists(source, lists, eligible, bottom=bottom)
             self._close_what_is_known(eligible)
 
@@ -124,9 +121,7 @@ class _Search:
         source = self._source
         size = 0
         if isinstance(source, Lake):
-            size = sum(
-                source.chunk_bytes(layer=self._layer, block=b, neuron=self._neuron, site=self._site) for b in self._read
-            )
+            size = sum(source.chunk_bytes(layer=self._layer, block=b, neuron=self._neuron) for b in self._read)
         return Extremes(
             lines=self._lines[chosen],
             values=self._values[chosen] * self._sign,
@@ -136,7 +131,7 @@ class _Search:
         )
 
     def _take_lists(self, lake: Lake, *, bottom: bool) -> None:
-        found = lake.at(self._site).index().extremes(lake.layers.index(self._layer), self._neuron, bottom=bottom)
+        found = lake.index().extremes(lake.layers.index(self._layer), self._neuron, bottom=bottom)
         position = np.searchsorted(lake.blocks, found.blocks)
         lines = position[:, None] * self._rows + found.rows
         values = found.values * self._sign
@@ -197,7 +192,7 @@ class _Search:
             inside = np.flatnonzero(self._eligible[first : first + self._rows])
         else:
             inside = np.flatnonzero(_flags_of_block(source, block) & (SPECIAL | PADDING) == 0)
-        column = source.read_block(layer=self._layer, block=block, neurons=[self._neuron], site=self._site)[:, 0]
+        column = source.read_block(layer=self._layer, block=block, neurons=[self._neuron])[:, 0]
         return first + inside, column[inside] * self._sign
 
 

@@ -12,7 +12,7 @@ from neuronlake.analysis.execute import run_all
 from neuronlake.analysis.figure_style import HIGHER, INK, NEUTRAL, check_path, describe, picture, plain, text_inches
 from neuronlake.analysis.labels import LabelVector, token_labels
 from neuronlake.analysis.neuron import check_neuron, neuron_name
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
+from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ def neuron_histogram(
     where: str | None = None,
     subword: str = "last",
     shift: int = 0,
-    site: str = DEFAULT_SITE,
     scheduler: Any = None,
 ) -> Path:
     """Draw how one neuron's values are distributed in every tag, one row per tag, from the exact stored values.
@@ -61,8 +60,6 @@ def neuron_histogram(
         Which tokens carry which tag, as for `token_labels`.
     tags
         Rows, in this order; None means the 12 tags with most tokens.
-    site
-        Site of the activations.
     scheduler
         A Dask scheduler; None means threads.
 
@@ -80,7 +77,7 @@ def neuron_histogram(
     check_neuron(source, layer, neuron)
     labels = token_labels(source, by, where=where, subword=subword, shift=shift, min_tokens=1)
     shown = _choose_tags(labels, tags)
-    values = _column(source, labels, layer, neuron, site, scheduler).astype(np.float64)
+    values = _column(source, labels, layer, neuron, scheduler).astype(np.float64)
     codes = labels.codes[labels.codes >= 0]
     zeros = values == 0
     apart = bool(zeros.mean() > _ZEROS and not zeros.all())
@@ -100,7 +97,7 @@ def neuron_histogram(
         width=max(6.4, 5.0 + text_inches(names, 8)),
         height=1.0 + _ROW_INCHES * len(shown),
         title=f"Values of neuron {neuron_name(layer, neuron)} by {plain(by, 60)}",
-        subtitle=describe({"by": by, "where": where, "subword": subword, "shift": shift}, len(values)),
+        subtitle=describe({"by": by, "site": source.site, "where": where, "subword": subword, "shift": shift}, len(values)),
         notes=notes,
     ) as figure:
         rows = figure.subplots(len(shown), 1, sharex=True, squeeze=False, gridspec_kw={"hspace": 0})[:, 0]
@@ -201,25 +198,21 @@ def _choose_tags(labels: LabelVector, tags: Sequence[str] | None) -> list[str]:
     return list(tags)
 
 
-def _column(
-    source: LakeSource, labels: LabelVector, layer: int, neuron: int, site: str, scheduler: Any
-) -> NDArray[np.float32]:
+def _column(source: LakeSource, labels: LabelVector, layer: int, neuron: int, scheduler: Any) -> NDArray[np.float32]:
     """Values of one neuron at the labelled rows, in order; float32 (labelled rows,)."""
     parts = run_all(
-        partial(_of_block, source, labels, layer=layer, neuron=neuron, site=site),
+        partial(_of_block, source, labels, layer=layer, neuron=neuron),
         [{"position": position} for position in range(len(labels.blocks))],
         scheduler=scheduler,
     )
     return np.concatenate(parts)
 
 
-def _of_block(
-    source: LakeSource, labels: LabelVector, *, position: int, layer: int, neuron: int, site: str
-) -> NDArray[np.float32]:
+def _of_block(source: LakeSource, labels: LabelVector, *, position: int, layer: int, neuron: int) -> NDArray[np.float32]:
     rows = np.flatnonzero(labels.block(position) >= 0)
     if not rows.size:
         return np.empty(0, dtype=np.float32)
-    values = source.read_block(layer=layer, block=labels.blocks[position], neurons=[neuron], site=site)
+    values = source.read_block(layer=layer, block=labels.blocks[position], neurons=[neuron])
     return np.asarray(values[rows, 0])
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.store.errors import InputError, StorageError
+from neuronlake.store.layout import DEFAULT_SITE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,6 +154,8 @@ def plain(text: object, width: int = 28) -> str:
 def describe(attributes: Mapping[Hashable, Any], tokens: int) -> str:
     """Say in one line which label, which tokens and how many a picture is of."""
     parts = [f"label {plain(attributes.get('by', 'tag'), 100)}", f"{tokens:,} labelled tokens"]
+    if (site := attributes.get("site", DEFAULT_SITE)) != DEFAULT_SITE:  # room is short, and MLPs need not be said
+        parts.append(f"site {plain(site)}")
     if (subword := attributes.get("subword")) is not None:
         parts.append(_SUBWORDS.get(str(subword), str(subword)))
     if shift := int(attributes.get("shift") or 0):

@@ -16,7 +16,7 @@ from neuronlake.analysis.chosen_rows import ChosenRows
 from neuronlake.analysis.chosen_tokens import locate_rows
 from neuronlake.analysis.execute import Progress
 from neuronlake.analysis.neuron import neuron_name
-from neuronlake.analysis.source import DEFAULT_SITE, choose_layers
+from neuronlake.analysis.source import choose_layers
 from neuronlake.analysis.statistics import compute_statistics
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.index import index_block
@@ -30,9 +30,7 @@ EVERY_WORD = "'every word'"
 _ROWS = 1024  # tokens whose strongest neurons are looked for at a time: 1,024 × 1,536 neurons of a layer are 6 MB
 
 
-def strongest_neurons(
-    lake: Lake, row: int, k: int = 20, *, layers: Sequence[int] | None = None, site: str = DEFAULT_SITE
-) -> list[dict[str, Any]]:
+def strongest_neurons(lake: Lake, row: int, k: int = 20, *, layers: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """The neurons of largest magnitude on one token.
 
     Exact. From the index alone if it covers the token's block, `layers` is None and `k` is at most 32; otherwise the token's
@@ -60,13 +58,13 @@ def strongest_neurons(
     chosen = choose_layers(lake, layers)
     check_k(k)
     ((block, (inside, _)),) = locate_rows(lake, [row]).items()
-    listed = lake.at(site).index().strongest(block, int(inside[0])) if layers is None and k <= STRONGEST else None
+    listed = lake.index().strongest(block, int(inside[0])) if layers is None and k <= STRONGEST else None
     if listed is not None:
         neurons, values = (array[:k] for array in listed)
         # special tokens have no list, and one of few neurons has an end
         if not np.any(neurons >= len(lake.layers) * lake.neurons):
             return [_named(lake.layers, lake.neurons, int(n), value=float(v)) for n, v in zip(neurons, values, strict=True)]
-    flat = np.concatenate([lake.read(layer=layer, rows=[row], site=site)[0] for layer in chosen])
+    flat = np.concatenate([lake.read(layer=layer, rows=[row])[0] for layer in chosen])
     best = np.argsort(-np.abs(flat), kind="stable")[:k]
     return [_named(chosen, lake.neurons, int(place), value=float(flat[place])) for place in best]
 
@@ -79,7 +77,6 @@ def firing_neurons(
     score: str = "difference",
     layers: Sequence[int] | None = None,
     keep: bool = True,
-    site: str = DEFAULT_SITE,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """The neurons that fire on some tokens: more (or less) than on others, or most often among the strongest.
@@ -123,13 +120,13 @@ def firing_neurons(
     if score not in SCORES:
         raise InputError(f"unknown score {score!r}: known are {', '.join(SCORES)}")
     if score == "hits":
-        return _by_hits(lake, tokens, k, chosen, site)
+        return _by_hits(lake, tokens, k, chosen)
     statistics = compute_statistics(
-        lake, EVERY_WORD, subword="all", basic=True, folds=1, keep=keep, site=site, progress=progress
+        lake, EVERY_WORD, subword="all", basic=True, folds=1, keep=keep, progress=progress
     ).isel(tag=0).sel(layer=list(chosen))  # fmt: skip
     mean_all = statistics["mean"].to_numpy().ravel()
     deviation = np.sqrt(statistics["variance"].to_numpy()).ravel()
-    mean = _means(lake, tokens, chosen, site)
+    mean = _means(lake, tokens, chosen)
     varies = np.flatnonzero(deviation > 0)
     difference = (mean[varies] - mean_all[varies]) / deviation[varies]
     order = np.argsort(-np.abs(difference), kind="stable")[:k]
@@ -147,10 +144,10 @@ def firing_neurons(
     ]
 
 
-def _by_hits(lake: Lake, tokens: ChosenRows, k: int, layers: tuple[int, ...], site: str) -> list[dict[str, Any]]:
+def _by_hits(lake: Lake, tokens: ChosenRows, k: int, layers: tuple[int, ...]) -> list[dict[str, Any]]:
     hits, share_all = (
         counted.reshape(len(lake.layers), lake.neurons)[[lake.layers.index(layer) for layer in layers]].ravel()
-        for counted in _hits(lake, tokens, site)
+        for counted in _hits(lake, tokens)
     )
     share = hits / tokens.count
     order = np.argsort(share_all - share, kind="stable")
@@ -158,7 +155,7 @@ def _by_hits(lake: Lake, tokens: ChosenRows, k: int, layers: tuple[int, ...], si
     mean: dict[int, float] = {}
     for layer in np.unique(order // lake.neurons):
         places = order[order // lake.neurons == layer]
-        values = lake.read(layer=layers[layer], rows=tokens.rows, neurons=places % lake.neurons, site=site)
+        values = lake.read(layer=layers[layer], rows=tokens.rows, neurons=places % lake.neurons)
         mean |= zip(places.tolist(), values.mean(axis=0, dtype=np.float64).tolist(), strict=True)
     return [
         _named(
@@ -174,13 +171,13 @@ def _by_hits(lake: Lake, tokens: ChosenRows, k: int, layers: tuple[int, ...], si
     ]
 
 
-def _means(lake: Lake, tokens: ChosenRows, layers: tuple[int, ...], site: str) -> NDArray[np.float64]:
+def _means(lake: Lake, tokens: ChosenRows, layers: tuple[int, ...]) -> NDArray[np.float64]:
     """Mean of every neuron over some tokens, (layers × neurons,)."""
 
     def total(where: tuple[int, int]) -> NDArray[np.float64]:
         layer, block = where
         rows = block * lake.block_rows + tokens.blocks[block]
-        found: NDArray[np.float64] = lake.read(layer=layer, rows=rows, site=site).sum(axis=0, dtype=np.float64)
+        found: NDArray[np.float64] = lake.read(layer=layer, rows=rows).sum(axis=0, dtype=np.float64)
         return found
 
     wanted = [(layer, block) for layer in layers for block in sorted(tokens.blocks)]
@@ -190,16 +187,16 @@ def _means(lake: Lake, tokens: ChosenRows, layers: tuple[int, ...], site: str) -
     return sums.ravel() / tokens.count
 
 
-def _hits(lake: Lake, tokens: ChosenRows, site: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _hits(lake: Lake, tokens: ChosenRows) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """In how many of the tokens, and in what share of all, each neuron is among the strongest, (layers × neurons,) each."""
     total = len(lake.layers) * lake.neurons
 
     def count(block: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        listed = _listed(lake, block, site)
+        listed = _listed(lake, block)
         rows = tokens.blocks.get(block, np.empty(0, dtype=np.int64))
         special = rows[listed[rows, 0] >= total]  # special tokens are in no list
         unlisted = [
-            _strongest_places(lake, special[first : first + _ROWS] + block * lake.block_rows, site).ravel()
+            _strongest_places(lake, special[first : first + _ROWS] + block * lake.block_rows).ravel()
             for first in range(0, len(special), _ROWS)
         ]
         chosen = np.concatenate([listed[rows].ravel(), *unlisted])
@@ -219,24 +216,24 @@ def _counts(neurons: NDArray[Any], total: int) -> NDArray[np.int64]:
     return found
 
 
-def _listed(lake: Lake, block: int, site: str) -> NDArray[np.uint32]:
+def _listed(lake: Lake, block: int) -> NDArray[np.uint32]:
     """Neurons of the lists of a block's tokens, (block rows, STRONGEST); made anew where the index lacks them."""
-    for segment in lake.at(site).index().segments:
+    for segment in lake.index().segments:
         if block in segment.blocks:
             try:
                 return segment.arrays["tokens/neurons"].read_part(segment.blocks.index(block))
             except DamageError:
                 break
-    made: NDArray[np.uint32] = index_block(lake, block)[site].arrays["tokens/neurons"]
+    made: NDArray[np.uint32] = index_block(lake, block)[lake.site].arrays["tokens/neurons"]
     return made
 
 
-def _strongest_places(lake: Lake, rows: NDArray[np.int64], site: str) -> NDArray[np.int64]:
+def _strongest_places(lake: Lake, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """The STRONGEST neurons of some tokens of one block, counted through all layers, (tokens, STRONGEST) or fewer."""
     size = np.empty((len(rows), 0), dtype=np.float32)
     places = np.empty((len(rows), 0), dtype=np.int64)
     for position, layer in enumerate(lake.layers):
-        found = np.abs(lake.read(layer=layer, rows=rows, site=site))
+        found = np.abs(lake.read(layer=layer, rows=rows))
         numbers = np.broadcast_to(position * lake.neurons + np.arange(lake.neurons), found.shape)
         size, places = np.concatenate([size, found], axis=1), np.concatenate([places, numbers], axis=1)
         # neurons come in ascending order: a stable sort leaves the lower one first

@@ -58,10 +58,10 @@ class StatisticsKey:
         return {**self.__dict__, "labels": dict(self.labels), "version": VERSION}
 
     @classmethod
-    def of(cls, source: LakeSource, request: LabelRequest, *, site: str, folds: int, basic: bool) -> "StatisticsKey":
+    def of(cls, source: LakeSource, request: LabelRequest, *, folds: int, basic: bool) -> "StatisticsKey":
         """Return the key of a question to a lake as it is now."""
         labels = labels_key(source, request)
-        return cls(lake=source.fingerprint, site=site, labels=labels, folds=folds, basic=basic)
+        return cls(lake=source.fingerprint, site=source.site, labels=labels, folds=folds, basic=basic)
 
     @property
     def name(self) -> str:

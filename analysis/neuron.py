@@ -50,4 +50,4 @@ def _range(source: LakeSource) -> str:
         stored = f"layers {layers[0]} to {layers[-1]}"
     else:
         stored = f"layers {', '.join(map(str, layers))}"
-    return f"valid are {stored}, neurons 0 to {source.neurons - 1}"
+    return f"valid are {stored}, neurons 0 to {source.neurons - 1} at {source.site}"

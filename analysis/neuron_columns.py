@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.chosen_tokens import Where, eligible_tokens, rows_of_lines
 from neuronlake.analysis.neuron import check_neuron, neuron_name
 from neuronlake.analysis.outputs import check_new, npy_file, table_writer
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, versions
+from neuronlake.analysis.source import LakeSource, versions
 from neuronlake.store.errors import InputError
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.tables import PADDING, SPECIAL
@@ -33,7 +33,6 @@ def column_table(
     labels: Sequence[str] = (),
     where: Where = None,
     special: bool = False,
-    site: str = DEFAULT_SITE,
 ) -> pa.Table:
     """All values of some neurons.
 
@@ -49,8 +48,6 @@ def column_table(
         Only these tokens, as for `top_tokens`.
     special
         Special tokens too; padding is never among the lines.
-    site
-        Site of the activations.
 
     Returns
     -------
@@ -63,7 +60,7 @@ def column_table(
     InputError
         When a neuron or label does not exist or is named twice, no neuron is given, or `where` is refused.
     """
-    parts = column_tables(source, neurons, labels=labels, where=where, special=special, site=site)
+    parts = column_tables(source, neurons, labels=labels, where=where, special=special)
     return pa.concat_tables([column_schema(neurons, labels).empty_table(), *parts])
 
 
@@ -74,7 +71,6 @@ def column_tables(
     labels: Sequence[str] = (),
     where: Where = None,
     special: bool = False,
-    site: str = DEFAULT_SITE,
 ) -> Iterator[pa.Table]:
     """Yield the lines of `column_table` block by block: memory does not grow with the lake, but for a byte per row.
 
@@ -85,7 +81,7 @@ def column_tables(
     schema = column_schema(neurons, labels)
 
     def of_block(position: int) -> pa.Table:
-        return _block_table(source, position, neurons, labels, schema, eligible, special=special, site=site)
+        return _block_table(source, position, neurons, labels, schema, eligible, special=special)
 
     return map_ordered(of_block, range(len(source.blocks)))
 
@@ -106,7 +102,6 @@ def write_columns(
     labels: Sequence[str] = (),
     where: Where = None,
     special: bool = False,
-    site: str = DEFAULT_SITE,
 ) -> int:
     """Write `column_table` to a file block by block, and return its number of lines.
 
@@ -125,12 +120,12 @@ def write_columns(
     """
     check_new(path, SUFFIXES)
     if path.suffix == ".npy":
-        return _write_npy(source, path, neurons, labels, eligible_tokens(source, where, special=special), site)
-    parts = column_tables(source, neurons, labels=labels, where=where, special=special, site=site)
+        return _write_npy(source, path, neurons, labels, eligible_tokens(source, where, special=special))
+    parts = column_tables(source, neurons, labels=labels, where=where, special=special)
     lines = 0
     about = {
         "lake": source.fingerprint,
-        "site": site,
+        "site": source.site,
         "where": where if where is None or isinstance(where, str) else list(where),
         "special": special,
         "blocks": [int(block) for block in source.blocks],
@@ -175,7 +170,6 @@ def _block_table(
     eligible: NDArray[np.bool_] | None,
     *,
     special: bool,
-    site: str,
 ) -> pa.Table:
     block = source.blocks[position]
     if eligible is not None:
@@ -192,7 +186,7 @@ def _block_table(
         "token": token_texts(tokens, source.sentences(blocks=[block])),
         "special": (flags[inside] & SPECIAL) != 0,
     }
-    values = _block_values(source, position, neurons, inside, site)
+    values = _block_values(source, position, neurons, inside)
     arrays |= {neuron_name(*neuron): line for neuron, line in zip(neurons, values, strict=True)}
     columns = [
         arrays[field.name].cast(field.type)
@@ -203,22 +197,18 @@ def _block_table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _block_values(
-    source: LakeSource, position: int, neurons: Neurons, inside: NDArray[np.int64], site: str
-) -> NDArray[np.float32]:
+def _block_values(source: LakeSource, position: int, neurons: Neurons, inside: NDArray[np.int64]) -> NDArray[np.float32]:
     """Values of some rows of a block, float32 (neurons, tokens)."""
     out = np.empty((len(neurons), len(inside)), dtype=np.float32)
     for layer in dict.fromkeys(layer for layer, _ in neurons):
         places = [place for place, (other, _) in enumerate(neurons) if other == layer]
         wanted = [neurons[place][1] for place in places]
-        found = source.read_block(layer=layer, block=source.blocks[position], neurons=wanted, site=site)
+        found = source.read_block(layer=layer, block=source.blocks[position], neurons=wanted)
         out[places] = found[inside].T
     return out
 
 
-def _write_npy(
-    source: LakeSource, path: Path, neurons: Neurons, labels: Sequence[str], eligible: NDArray[np.bool_], site: str
-) -> int:
+def _write_npy(source: LakeSource, path: Path, neurons: Neurons, labels: Sequence[str], eligible: NDArray[np.bool_]) -> int:
     _check(source, neurons, labels)
     if labels:
         raise InputError(f"{path.suffix} holds values alone, no labels: write .parquet or .csv")
@@ -227,7 +217,7 @@ def _write_npy(
     starts = np.searchsorted(positions, np.arange(len(source.blocks) + 1))
 
     def read(position: int) -> NDArray[np.float32]:
-        return _block_values(source, position, neurons, inside[starts[position] : starts[position + 1]], site)
+        return _block_values(source, position, neurons, inside[starts[position] : starts[position + 1]])
 
     with npy_file(path, (len(lines), len(neurons)), rows_of_lines(source, lines)) as array:
         wanted = np.unique(positions).tolist()

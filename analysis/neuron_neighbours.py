@@ -9,7 +9,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from neuronlake.analysis.neuron import check_neuron, neuron_name
 from neuronlake.analysis.sketch import Sketch, ordinary_rows, sketch_neurons
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.analysis.statistics import compute_statistics
 from neuronlake.analysis.weights import output_vectors
 from neuronlake.store.errors import InputError
@@ -31,7 +30,6 @@ def neighbours(
     by: str = "activation",
     label: str = "upos",
     candidates: int | None = None,
-    site: str = DEFAULT_SITE,
     progress: _Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Find the neurons most like one neuron, of all layers.
@@ -78,12 +76,12 @@ def neighbours(
             raise InputError(f"{name} must be at least 1, got {number}")
     own = lake.layers.index(layer) * lake.neurons + neuron
     if by == "activation":
-        sketch = sketch_neurons(lake, site=site, progress=progress)
+        sketch = sketch_neurons(lake, progress=progress)
         few = _alike(lake, sketch, own, candidates or _CANDIDATES_EACH * k + _CANDIDATES_MORE)
-        similarity = exact_correlations(lake, sketch, [own], few, site=site)[0]
+        similarity = exact_correlations(lake, sketch, [own], few)[0]
         order = np.lexsort((few, -np.abs(similarity)))
     elif by == "profile":
-        few, similarity = _nearest_profiles(lake, own, k, label, site)
+        few, similarity = _nearest_profiles(lake, own, k, label)
         order = np.lexsort((few, similarity))
     else:
         few, similarity = _nearest_vectors(lake, own, k)
@@ -102,8 +100,6 @@ def exact_correlations(
     sketch: Sketch,
     first: Sequence[int] | NDArray[np.int64],
     second: Sequence[int] | NDArray[np.int64],
-    *,
-    site: str = DEFAULT_SITE,
 ) -> NDArray[np.float64]:
     """Pearson's r of two sets of neurons over the ordinary tokens of the sketch's blocks, in float64.
 
@@ -130,7 +126,7 @@ def exact_correlations(
         values = np.empty((len(rows), len(neurons)))
         for place in np.unique(layers):
             mine = layers == place
-            values[:, mine] = lake.read(layer=lake.layers[place], rows=rows, neurons=columns[mine], site=site)
+            values[:, mine] = lake.read(layer=lake.layers[place], rows=rows, neurons=columns[mine])
         values -= moments[:, 0]
         values *= scale
         found: NDArray[np.float64] = values[:, here].T @ values[:, there]
@@ -159,10 +155,10 @@ def _alike(lake: Lake, sketch: Sketch, own: int, count: int) -> NDArray[np.int64
     return others
 
 
-def _nearest_profiles(lake: Lake, own: int, k: int, label: str, site: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _nearest_profiles(lake: Lake, own: int, k: int, label: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     import faiss
 
-    dataset = compute_statistics(lake, label, site=site)
+    dataset = compute_statistics(lake, label)
     if "auroc" not in dataset:
         raise InputError(f"{label!r} has one tag only: a profile needs two")
     area = dataset["auroc"].transpose("layer", "neuron", "tag").to_numpy()

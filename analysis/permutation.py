@@ -11,6 +11,7 @@ from neuronlake.analysis.execute import Progress
 from neuronlake.analysis.labels import LabelVector, labels_again
 from neuronlake.analysis.rankers import get_ranker
 from neuronlake.analysis.ranking import score
+from neuronlake.analysis.refinement import check_site
 from neuronlake.analysis.significance import benjamini_hochberg
 from neuronlake.analysis.source import LakeSource
 from neuronlake.analysis.statistics import statistics_of_labels
@@ -62,12 +63,13 @@ def permutation_test(
     Raises
     ------
     InputError
-        When there are no permutations, the method is unknown, or `dataset` is of other blocks, of labels that were
-        replaced, or of some folds.
+        When there are no permutations, the method is unknown, or `dataset` is of another site, of other blocks, of labels
+        that were replaced, or of some folds.
     """
     if permutations < 1:
         raise InputError(f"permutations must be at least 1, got {permutations}")
     ranker = get_ranker(method)
+    check_site(source, dataset)
     if list(dataset.attrs["blocks"]) != [int(block) for block in source.blocks] or dataset.attrs["only_folds"] is not None:
         raise InputError("permutations are of all committed blocks and folds: compute the statistics of these again")
     observed = score(dataset, method)
@@ -85,7 +87,6 @@ def permutation_test(
             layers=[int(layer) for layer in dataset["layer"].to_numpy()],
             basic=set(ranker.needs) <= _BASIC,
             also=ranker.also,
-            site=str(asked["site"]),
             scheduler=scheduler,
         )
         for statistics in found:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.chosen_tokens import Where, eligible_tokens
 from neuronlake.analysis.extremes import Extremes, find_extremes
 from neuronlake.analysis.neuron import check_neuron
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
+from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.tables import SPECIAL
@@ -28,7 +28,6 @@ def top_tokens(
     per_document: int | None = None,
     labels: Sequence[str] = (),
     special: bool = False,
-    site: str = DEFAULT_SITE,
 ) -> list[dict[str, Any]]:
     """The k tokens with the largest (or smallest) activation of one neuron.
 
@@ -53,8 +52,6 @@ def top_tokens(
         Label columns to show with every token.
     special
         Special tokens too: on these many neurons are largest by far.
-    site
-        Site of the activations.
 
     Returns
     -------
@@ -72,9 +69,7 @@ def top_tokens(
     for label in labels:
         if label not in source.label_columns:
             raise InputError(f"no label column {label!r}: known are {', '.join(source.label_columns)}")
-    found = find_top(
-        source, layer, neuron, k, bottom=bottom, where=where, per_document=per_document, special=special, site=site
-    )
+    found = find_top(source, layer, neuron, k, bottom=bottom, where=where, per_document=per_document, special=special)
     return describe_lines(source, found.lines, found.values, labels)
 
 
@@ -88,7 +83,6 @@ def find_top(
     where: Where = None,
     per_document: int | None = None,
     special: bool = False,
-    site: str = DEFAULT_SITE,
 ) -> Extremes:
     """As `top_tokens`, without their text but with what was read to find them."""
     check_neuron(source, layer, neuron)
@@ -96,7 +90,7 @@ def find_top(
         if number is not None and number < 1:
             raise InputError(f"{name} must be at least 1, got {number}")
     eligible = None if where is None and not special else eligible_tokens(source, where, special=special)
-    return find_extremes(source, layer, neuron, k, bottom=bottom, eligible=eligible, per_document=per_document, site=site)
+    return find_extremes(source, layer, neuron, k, bottom=bottom, eligible=eligible, per_document=per_document)
 
 
 def describe_lines(

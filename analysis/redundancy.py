@@ -14,7 +14,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from neuronlake.analysis.neuron import neuron_name
 from neuronlake.analysis.neuron_neighbours import exact_correlations
 from neuronlake.analysis.sketch import PLACES, Sketch, sketch_neurons
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
@@ -27,7 +26,7 @@ _Progress = Callable[[int, int], None]
 
 
 def redundancy_clusters(
-    lake: Lake, threshold: float = THRESHOLD, *, site: str = DEFAULT_SITE, progress: _Progress = lambda done, total: None
+    lake: Lake, threshold: float = THRESHOLD, *, progress: _Progress = lambda done, total: None
 ) -> list[dict[str, Any]]:
     """Group neurons of all layers whose |Pearson's r| over the ordinary tokens reaches a threshold.
 
@@ -55,12 +54,12 @@ def redundancy_clusters(
     """
     if not _LEAST <= threshold <= 1:
         raise InputError(f"threshold must be from {_LEAST} to 1, got {threshold}")
-    sketch = sketch_neurons(lake, site=site)
+    sketch = sketch_neurons(lake)
     error = (1 - threshold**2) / np.sqrt(PLACES / _FOLD)
     pairs = np.concatenate(list(_candidates(lake, sketch, threshold - _MARGIN * error - 1e-3, progress)))
     clusters = []
     for some in _components(pairs, len(lake.layers) * lake.neurons):
-        strength = np.abs(exact_correlations(lake, sketch, some, some, site=site))
+        strength = np.abs(exact_correlations(lake, sketch, some, some))
         tree = linkage(squareform(1 - strength, checks=False), "average")
         label = fcluster(tree, 1 - threshold, "distance")
         for number in np.flatnonzero(np.bincount(label) > 1):

@@ -61,11 +61,12 @@ def refine(
     Raises
     ------
     InputError
-        When blocks were committed, or labels replaced, since the statistics were computed.
+        When the lake is at another site, or blocks were committed, or labels replaced, since the statistics were computed.
     """
     names = [name for name in APPROXIMATE.get(method, ()) if name in dataset]
     if not names:
         return dataset
+    check_site(source, dataset)
     if list(dataset.attrs["blocks"]) != [int(block) for block in source.blocks]:
         raise InputError("blocks were committed since these statistics were computed: compute them again")
     arrays = {
@@ -82,7 +83,7 @@ def refine(
             labels = labels_again(source, dataset.attrs)
         blocks = label_blocks(labels.with_tags(tuple(str(tag) for tag in dataset["tag"].to_numpy())))
         layers = [int(layer) for layer in dataset["layer"].to_numpy()]
-        work, arguments = _work(source, blocks, method, open_, layers, str(dataset.attrs["site"]))
+        work, arguments = _work(source, blocks, method, open_, layers)
         touched = np.zeros_like(open_)
         for layer, neurons, found in run_all(work, arguments, scheduler=scheduler, progress=progress):
             at = layers.index(layer)
@@ -91,6 +92,12 @@ def refine(
                 arrays[name][:, at, neurons] = values
         keep_exact(source, dataset, names, arrays)
     return dataset.assign({name: (_DIMS, values, dataset[name].attrs) for name, values in arrays.items()})
+
+
+def check_site(source: LakeSource, dataset: xr.Dataset) -> None:
+    """Raise InputError unless the lake is at the site that statistics are of."""
+    if dataset.attrs["site"] != source.site:
+        raise InputError(f"these statistics are of {dataset.attrs['site']}, the lake is at {source.site}: see `Lake.at`")
 
 
 def _open(arrays: dict[str, NDArray[Any]], names: Sequence[str], top: int) -> NDArray[np.bool_]:
@@ -111,7 +118,7 @@ def _open(arrays: dict[str, NDArray[Any]], names: Sequence[str], top: int) -> ND
 
 
 def _work(
-    source: LakeSource, blocks: Sequence[BlockLabels], method: str, wanted: NDArray[np.bool_], layers: list[int], site: str
+    source: LakeSource, blocks: Sequence[BlockLabels], method: str, wanted: NDArray[np.bool_], layers: list[int]
 ) -> tuple[Any, list[dict[str, Any]]]:
     """What to run, once per column for AUROC (which gives all neurons of a column at once), per layer's neurons for AP."""
     columns: list[dict[str, Any]] = [
@@ -120,18 +127,18 @@ def _work(
         for chunk in np.unique(np.flatnonzero(wanted[at]) // source.chunk_neurons)
     ]
     if method == "auroc":
-        return partial(_auroc, source, blocks, site), columns
+        return partial(_auroc, source, blocks), columns
     for column in columns:
         first = column["chunk"] * source.chunk_neurons
         inside = np.flatnonzero(wanted[layers.index(column["layer"]), first : first + source.chunk_neurons])
         column["neurons"] = first + inside
-    return partial(_precision, source, blocks, site), columns
+    return partial(_precision, source, blocks), columns
 
 
 def _auroc(
-    source: LakeSource, blocks: Sequence[BlockLabels], site: str, *, layer: int, chunk: int
+    source: LakeSource, blocks: Sequence[BlockLabels], *, layer: int, chunk: int
 ) -> tuple[int, NDArray[np.int64], dict[str, NDArray[np.float64]]]:
-    area, error = column_auroc(source, blocks, layer=layer, chunk=chunk, site=site, segment_bytes=SEGMENT_BYTES)
+    area, error = column_auroc(source, blocks, layer=layer, chunk=chunk, segment_bytes=SEGMENT_BYTES)
     first = chunk * source.chunk_neurons
     return layer, np.arange(first, first + area.shape[1]), {"auroc": area, "auroc_error": error}
 
@@ -139,13 +146,12 @@ def _auroc(
 def _precision(
     source: LakeSource,
     blocks: Sequence[BlockLabels],
-    site: str,
     *,
     layer: int,
     chunk: int,  # noqa: ARG001  (neighbours are read together)
     neurons: NDArray[np.int64],
 ) -> tuple[int, NDArray[np.int64], dict[str, NDArray[np.float64]]]:
-    high, low = neurons_precision(source, blocks, layer=layer, neurons=neurons, site=site)
+    high, low = neurons_precision(source, blocks, layer=layer, neurons=neurons)
     zero = np.zeros_like(high)
     return (
         layer,

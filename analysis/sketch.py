@@ -18,7 +18,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.commits import commit_checksum
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
 from neuronlake.store.kept import INDEX, kept_record
@@ -65,7 +64,7 @@ class Sketch(OfBlocks):
         return unit
 
 
-def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress = lambda done, total: None) -> Sketch:
+def sketch_neurons(lake: Lake, *, progress: _Progress = lambda done, total: None) -> Sketch:
     """Return the sketches of all neurons over all committed blocks; what is missing is made and kept in the lake.
 
     Special tokens are left out. Blocks that were committed since are read alone.
@@ -83,8 +82,8 @@ def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress 
         When the lake cannot be written to: sketches are kept in it, since making them reads all of it.
     """
     checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
-    start = f"{_PREFIX}{site}-"
-    base = next(iter(fitting(Sketch, lake.path, start, site, checksums, version=_VERSION, full=True)), None)
+    start = f"{_PREFIX}{lake.site}-"
+    base = next(iter(fitting(Sketch, lake.path, start, lake.site, checksums, version=_VERSION, full=True)), None)
     if base is not None and base.blocks == lake.blocks:
         return base
     missing = [block for block in lake.blocks if base is None or block not in base.blocks]
@@ -95,7 +94,7 @@ def sketch_neurons(lake: Lake, *, site: str = DEFAULT_SITE, progress: _Progress 
         np.add.at(signs, places, some.astype(np.int64))
     record: dict[str, Any] = {
         "version": _VERSION,
-        "site": site,
+        "site": lake.site,
         "places": PLACES,
         "blocks": {str(block): checksums[block] for block in lake.blocks},
         "signs": signs.tolist(),

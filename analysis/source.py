@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from neuronlake.store.errors import InputError
 
-DEFAULT_SITE = "mlp.post"
 _VERSIONED = ("neuronlake", "numpy", "numba", "scipy", "scikit-learn", "dask", "xarray", "duckdb")
 
 
 class LakeSource(Protocol):
-    """The reading side of a lake. Methods must be safe to call from several threads."""
+    """The reading side of a lake at one of its sites. Methods must be safe to call from several threads."""
+
+    @property
+    def site(self) -> str:
+        """Where in the model the activations are from."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -23,7 +26,7 @@ class LakeSource(Protocol):
 
     @property
     def neurons(self) -> int:
-        """Neurons per layer."""
+        """Neurons (or other units) per layer of the site."""
 
     @property
     def block_rows(self) -> int:
@@ -49,18 +52,18 @@ class LakeSource(Protocol):
     def label_columns(self) -> tuple[str, ...]:
         """Columns that `tokens` takes as labels."""
 
-    def read_codes(self, *, layer: int, block: int, chunk: int, out: NDArray[Any], site: str) -> NDArray[Any]:
+    def read_codes(self, *, layer: int, block: int, chunk: int, out: NDArray[Any]) -> NDArray[Any]:
         """Decode one inner chunk into `out`: bit patterns of the values, (block rows, chunk neurons), C order."""
 
     def read_chunks(
-        self, *, layer: int, block: int, chunks: range, rows: int | None, out: NDArray[Any], site: str
+        self, *, layer: int, block: int, chunks: range, rows: int | None, out: NDArray[Any]
     ) -> Generator[NDArray[Any]]:
         """Decode neighbouring inner chunks one after the other into `out`, of which only the first `rows` are wanted.
 
         Where the encoding is quantised and `out` is int8: its codes.
         """
 
-    def chunk_scales(self, *, layer: int, block: int, chunk: int, site: str) -> NDArray[np.float32] | None:
+    def chunk_scales(self, *, layer: int, block: int, chunk: int) -> NDArray[np.float32] | None:
         """Unit and knee of the codes of a chunk, (c, 2); None where the encoding is not quantised."""
 
     def read_block(
@@ -69,7 +72,6 @@ class LakeSource(Protocol):
         layer: int,
         block: int,
         neurons: Sequence[int] | NDArray[Any] | None,
-        site: str,
         rows: NDArray[np.int64] | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:

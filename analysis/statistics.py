@@ -36,7 +36,7 @@ from neuronlake.analysis.kept_statistics import (
     write_gathered,
 )
 from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, LabelVector, label_blocks, token_labels
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource, choose_layers, versions
+from neuronlake.analysis.source import LakeSource, choose_layers, versions
 from neuronlake.analysis.statistics_dataset import as_dataset, check_size
 from neuronlake.store.errors import InputError, StorageError
 from neuronlake.store.kept import discard, publish, staging
@@ -66,7 +66,6 @@ def compute_statistics(
     only_folds: Sequence[int] | None = None,
     keep: bool = True,
     earlier: EarlierBlocks | None = None,
-    site: str = DEFAULT_SITE,
     scheduler: Any = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -104,8 +103,6 @@ def compute_statistics(
         Keep the result in the lake and use what is kept there.
     earlier
         Partials of some blocks gathered elsewhere; those blocks are not read.
-    site
-        Site of the activations.
     scheduler
         A Dask scheduler, or the address of a cluster; None means threads, one per core.
     progress
@@ -132,7 +129,7 @@ def compute_statistics(
     request = LabelRequest(by=by, where=where, subword=subword, shift=shift)
     return _answers(
         source, [request], documents=documents, layers=layers, basic=basic, also=also, folds=folds, only_folds=only_folds,
-        keep=keep, earlier=earlier, site=site, scheduler=scheduler, progress=progress,
+        keep=keep, earlier=earlier, scheduler=scheduler, progress=progress,
     )[0]  # fmt: skip
 
 
@@ -145,7 +142,6 @@ def compute_several(
     also: Sequence[str] = (),
     folds: int = FOLDS,
     keep: bool = True,
-    site: str = DEFAULT_SITE,
     scheduler: Any = None,
     progress: Progress | None = None,
 ) -> list[xr.Dataset]:
@@ -155,7 +151,7 @@ def compute_several(
     ----------
     requests
         Label sets: each a `LabelRequest`, or what `compute_statistics` takes as `by`.
-    layers, basic, also, folds, keep, site, scheduler, progress
+    layers, basic, also, folds, keep, scheduler, progress
         As for `compute_statistics`.
 
     Returns
@@ -173,7 +169,7 @@ def compute_several(
     asked = [LabelRequest(by=request) if isinstance(request, str) else request for request in requests]
     return _answers(
         source, asked, documents=None, layers=layers, basic=basic, also=also, folds=folds, only_folds=None, keep=keep,
-        earlier=None, site=site, scheduler=scheduler, progress=progress,
+        earlier=None, scheduler=scheduler, progress=progress,
     )  # fmt: skip
 
 
@@ -184,15 +180,14 @@ def statistics_of_labels(
     layers: Sequence[int] | None = None,
     basic: bool = False,
     also: Sequence[str] = (),
-    site: str = DEFAULT_SITE,
     scheduler: Any = None,
     progress: Progress | None = None,
 ) -> list[xr.Dataset]:
     """Return what `compute_several` does, for rows that are labelled already. Nothing is kept."""
     chosen = choose_layers(source, layers)
-    runs = [_Run(source, each, site=site, basic=basic, also=requested(also), folds=1, earlier=()) for each in labels]
+    runs = [_Run(source, each, basic=basic, also=requested(also), folds=1, earlier=()) for each in labels]
     found = _gather(runs, chosen, [None] * len(runs), scheduler=scheduler, progress=progress)
-    return [as_dataset(source, gathered, site, None, basic=basic) for gathered in found]
+    return [as_dataset(source, gathered, None, basic=basic) for gathered in found]
 
 
 def _answers(
@@ -207,7 +202,6 @@ def _answers(
     only_folds: Sequence[int] | None,
     keep: bool,
     earlier: EarlierBlocks | None,
-    site: str,
     scheduler: Any,
     progress: Progress | None,
 ) -> list[xr.Dataset]:
@@ -223,7 +217,7 @@ def _answers(
     chosen = choose_layers(source, layers)
     lake = source if keep and documents is None and isinstance(source, Lake) else None
     checksums = {} if lake is None else block_checksums(lake)
-    keys = [StatisticsKey.of(source, request, site=site, folds=folds, basic=basic) for request in requests]
+    keys = [StatisticsKey.of(source, request, folds=folds, basic=basic) for request in requests]
     kept = [None if lake is None else find_kept(lake, key, checksums) for key in keys]
     answers: list[Gathered | None] = [None] * len(requests)
     for place, found in enumerate(kept):
@@ -246,7 +240,7 @@ def _answers(
                 found = None  # kept in the meantime: it may cover the same blocks, with other bins
             labels = token_labels(source, **request.as_dict(), keep_documents=documents, min_tokens=1)
             known = tuple(part for part in (found, earlier) if part is not None)
-            runs.append(_Run(source, labels, site=site, basic=basic, also=groups, folds=folds, earlier=known))
+            runs.append(_Run(source, labels, basic=basic, also=groups, folds=folds, earlier=known))
         if lake is None or chosen != tuple(source.layers):
             results = _gather(runs, chosen, [None] * len(runs), scheduler=scheduler, progress=progress)
         else:
@@ -263,7 +257,7 @@ def _answers(
                 _drop(kept[place])
                 kept[place] = None
             compute(missing)
-    return [as_dataset(source, answer, site, only_folds, basic=basic) for answer in answers if answer is not None]
+    return [as_dataset(source, answer, only_folds, basic=basic) for answer in answers if answer is not None]
 
 
 def _drop(found: KeptStatistics | None) -> None:
@@ -281,7 +275,6 @@ class _Run:
         source: LakeSource,
         labels: LabelVector,
         *,
-        site: str,
         basic: bool,
         also: tuple[str, ...],
         folds: int,
@@ -292,7 +285,6 @@ class _Run:
         covered = {block for part in earlier for block in part.blocks}
         self.job = Pass(
             source=source,
-            site=site,
             tags=labels.tags,
             kept=np.array([labels.tags.index(tag) for tag in compared.tags]),
             folds=folds,

@@ -55,9 +55,7 @@ def check_size(labels: Sequence[tuple[int, int]], layers: int, neurons: int) -> 
         )
 
 
-def as_dataset(
-    source: LakeSource, found: Gathered, site: str, only_folds: Sequence[int] | None, *, basic: bool
-) -> xr.Dataset:
+def as_dataset(source: LakeSource, found: Gathered, only_folds: Sequence[int] | None, *, basic: bool) -> xr.Dataset:
     """Turn what was gathered into the public form, without the tags that have too few tokens."""
     folds = found.count.shape[1]
     moments, derived, tokens = found.pooled, found.derived, found.count.sum(axis=1)
@@ -94,7 +92,7 @@ def as_dataset(
         },
         attrs={
             "lake": source.fingerprint,
-            "site": site,
+            "site": source.site,
             "encoding": source.encoding,
             "dropped": {tag: int(n) for tag, n in zip(found.tags, tokens, strict=True) if n < MIN_TOKENS},
             "folds": folds,

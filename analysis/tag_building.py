@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from neuronlake.analysis.building import free_memory_share
 from neuronlake.analysis.groups import BlockGroups, group_blocks
 from neuronlake.analysis.labels import LabelRequest, LabelVector, labels_key, token_labels
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.commits import commit_checksum
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
@@ -26,7 +25,7 @@ _Progress = Callable[[int, int], None]
 
 
 class TagListsBuilder:
-    """Lists the extreme tokens of every tag while an extraction stores its chunks; some blocks may be there already.
+    """Lists the extreme tokens of every tag at the first site while an extraction stores it; some blocks may be there.
 
     Parameters
     ----------
@@ -46,7 +45,7 @@ class TagListsBuilder:
     def __init__(self, path: Path, by: str, *, max_bytes: int | None = None):
         lake = open_lake(path)
         planned = Lake(lake.path, lake.spec, lake.plan, tuple(range(lake.plan.blocks)))
-        self._path, self._by = path, by
+        self._path, self._by, self._site = path, by, lake.site
         self._making = _Making(lake, _labels(planned, by))
         needed = len(lake.layers) * self._making.layer_bytes
         allowed = free_memory_share() if max_bytes is None else max_bytes
@@ -62,7 +61,7 @@ class TagListsBuilder:
 
     def add(self, site: str, layer: int, block: int, chunk: int, codes: NDArray[Any]) -> None:
         """Add a chunk: bit patterns of its stored values. Different columns may be added from different threads."""
-        if site != DEFAULT_SITE:
+        if site != self._site:
             return
         with self._lock:
             self._seen.add(block)
@@ -170,7 +169,7 @@ class _Making:
         codes = labels.codes.reshape(-1, labels.block_rows)
         keep_tag_lists(
             lake.path,
-            DEFAULT_SITE,
+            lake.site,
             labels=labels_key(lake, _request(labels.by)),
             tags=labels.tags,
             blocks={block: commit_checksum(lake.path, block) for block in covered},
@@ -197,7 +196,7 @@ def _labels(lake: Lake, by: str) -> LabelVector:
 def _kept(lake: Lake, by: str) -> TagLists | None:
     """What is kept of this label, whole: damage is found now, not when half is done."""
     wanted = labels_key(lake, _request(by))
-    for lists in lake.at(DEFAULT_SITE).index().tag_lists:
+    for lists in lake.index().tag_lists:
         if lists.labels == wanted:
             with suppress(DamageError):
                 kept_record(lake.path, lists.name, kept=INDEX, full=True)

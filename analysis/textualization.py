@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from neuronlake.analysis.queries import find_top
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.analysis.weights import weights_of
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
@@ -23,7 +22,6 @@ def textualize(
     *,
     activations: int = ACTIVATIONS,
     bottom: bool = False,
-    site: str = DEFAULT_SITE,
     weights: Weights | None = None,
 ) -> list[dict[str, Any]]:
     """Tokens whose input embeddings lie nearest to the sum of those that activate a neuron, weighted by how much.
@@ -63,7 +61,7 @@ def textualize(
     """
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
-    found = find_top(lake, layer, neuron, activations, bottom=bottom, site=site)
+    found = find_top(lake, layer, neuron, activations, bottom=bottom)
     weights = weights or weights_of(lake)
     if not weights.embedded:
         raise InputError(f"{lake.path} has its model's weights without the input embeddings, which take more than 1 GiB")

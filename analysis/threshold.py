@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_tokens import Where, eligible_tokens, rows_of_lines, token_documents, within_cap
 from neuronlake.analysis.neuron import check_neuron
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
+from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
@@ -50,7 +50,6 @@ def tokens_above(
     limit: int | None = None,
     by_row: bool = False,
     special: bool = False,
-    site: str = DEFAULT_SITE,
 ) -> TokensBeyond:
     """Find all tokens on which a neuron is above a threshold, below one, or between two.
 
@@ -76,8 +75,6 @@ def tokens_above(
         lower row first.
     special
         Special tokens too.
-    site
-        Site of the activations.
 
     Raises
     ------
@@ -91,7 +88,7 @@ def tokens_above(
         if number is not None and number < 1:
             raise InputError(f"{name} must be at least 1, got {number}")
     eligible = None if where is None and not special else eligible_tokens(source, where, special=special)
-    search = _Search(source, layer, neuron, span, eligible, site)
+    search = _Search(source, layer, neuron, span, eligible)
     lines, values, blocks_read = search.run(np.flatnonzero(_blocks_with_special(source, eligible if special else None)))
     order = np.lexsort((lines, values if above is None else -values))
     if per_document is not None:
@@ -101,7 +98,7 @@ def tokens_above(
     lines, values = lines[order], values[order]
     size = 0
     if isinstance(source, Lake):
-        size = sum(source.chunk_bytes(layer=layer, block=block, neuron=neuron, site=site) for block in blocks_read)
+        size = sum(source.chunk_bytes(layer=layer, block=block, neuron=neuron) for block in blocks_read)
     kept = lines[:limit]
     return TokensBeyond(
         lines=kept,
@@ -141,10 +138,8 @@ class _Span:
 
 
 class _Search:
-    def __init__(
-        self, source: LakeSource, layer: int, neuron: int, span: _Span, eligible: NDArray[np.bool_] | None, site: str
-    ):
-        self._source, self._layer, self._neuron, self._site = source, layer, neuron, site
+    def __init__(self, source: LakeSource, layer: int, neuron: int, span: _Span, eligible: NDArray[np.bool_] | None):
+        self._source, self._layer, self._neuron = source, layer, neuron
         self._span, self._eligible = span, eligible
 
     def run(self, unlisted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32], tuple[int, ...]]:
@@ -168,7 +163,7 @@ class _Search:
         for bottom, threshold in ((False, span.above), (True, span.below)):
             if threshold is None:
                 continue
-            found = lake.at(self._site).index().extremes(place, self._neuron, bottom=bottom)
+            found = lake.index().extremes(place, self._neuron, bottom=bottom)
             position = np.searchsorted(lake.blocks, found.blocks)
             used = np.arange(found.rows.shape[1]) < found.used[:, None]
             beyond = found.values < np.float64(threshold) if bottom else found.values > np.float64(threshold)
@@ -187,7 +182,7 @@ class _Search:
     def _read_block(self, position: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         source, block = self._source, self._source.blocks[position]
         first = position * source.block_rows
-        column = source.read_block(layer=self._layer, block=block, neurons=[self._neuron], site=self._site)[:, 0]
+        column = source.read_block(layer=self._layer, block=block, neurons=[self._neuron])[:, 0]
         inside = self._span.holds(column)
         if self._eligible is not None:
             inside &= self._eligible[first : first + source.block_rows]

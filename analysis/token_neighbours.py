@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from neuronlake.analysis.chosen_tokens import locate_rows
 from neuronlake.analysis.queries import describe_lines
 from neuronlake.analysis.sketch import ordinary_rows
-from neuronlake.analysis.source import DEFAULT_SITE, choose_layers
+from neuronlake.analysis.source import choose_layers
 from neuronlake.analysis.token_vectors import Standard, VectorIndex, standard_of, vector_index
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
@@ -32,7 +32,6 @@ def similar_tokens(
     *,
     exact: bool = False,
     labels: Sequence[str] = (),
-    site: str = DEFAULT_SITE,
     progress: _Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Find the tokens whose activation vectors in a layer are most like one token's.
@@ -76,13 +75,13 @@ def similar_tokens(
         raise InputError(f"k must be at least 1, got {k}")
     tokens = lake.plan.counts.get("tokens", 0)
     if exact or tokens < INDEXED:
-        standard = standard_of(lake, layer, site=site)
-        query = standard.unit(lake.read(layer=layer, rows=[row], site=site))
-        rows, cosines = nearest_of_all(lake, layer, standard, query[0], k + 1, site)
+        standard = standard_of(lake, layer)
+        query = standard.unit(lake.read(layer=layer, rows=[row]))
+        rows, cosines = nearest_of_all(lake, layer, standard, query[0], k + 1)
     else:
-        index = vector_index(lake, layer, site=site, progress=progress)
-        query = index.standard.unit(lake.read(layer=layer, rows=[row], site=site))
-        rows, cosines = nearest(lake, layer, index, query, CANDIDATES_EACH * k, site)
+        index = vector_index(lake, layer, progress=progress)
+        query = index.standard.unit(lake.read(layer=layer, rows=[row]))
+        rows, cosines = nearest(lake, layer, index, query, CANDIDATES_EACH * k)
     if not query.any():
         raise InputError(f"row {row} of layer {layer} holds nothing but means: no token is like it")
     keep = rows != row
@@ -96,17 +95,17 @@ def similar_tokens(
 
 
 def nearest(
-    lake: Lake, layer: int, index: VectorIndex, query: NDArray[np.float32], candidates: int, site: str
+    lake: Lake, layer: int, index: VectorIndex, query: NDArray[np.float32], candidates: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Candidates of the index for one unit vector (1, neurons), and their cosines with it from the activations."""
     rows = index.search(query, candidates + 1)[0]
     rows = np.sort(rows[rows >= 0])
-    unit = index.standard.unit(lake.read(layer=layer, rows=rows, site=site))
+    unit = index.standard.unit(lake.read(layer=layer, rows=rows))
     return rows, unit @ query[0]
 
 
 def nearest_of_all(
-    lake: Lake, layer: int, standard: Standard, query: NDArray[np.float32], k: int, site: str
+    lake: Lake, layer: int, standard: Standard, query: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k rows of largest cosine, and the cosines, of all ordinary tokens."""
 
@@ -120,7 +119,7 @@ def nearest_of_all(
 
     sums = {block: np.zeros((2, lake.block_rows)) for block in lake.blocks}
     with threadpool_limits(1, user_api="blas"):  # the scan keeps all cores busy
-        for block, *parts in lake.scan(products, layers=[layer], site=site):
+        for block, *parts in lake.scan(products, layers=[layer]):
             for total, part in zip(sums[block], parts, strict=True):
                 total[: len(part)] += part
     rows = np.concatenate([block * lake.block_rows + inside for block, inside in ordinary.items()])

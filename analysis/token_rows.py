@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_rows import ChosenRows
 from neuronlake.analysis.outputs import check_new, new_file, npy_file, table_writer
-from neuronlake.analysis.source import DEFAULT_SITE, choose_layers, versions
+from neuronlake.analysis.source import choose_layers, versions
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
@@ -28,7 +28,6 @@ def token_activations(
     *,
     layers: Sequence[int] | None = None,
     max_bytes: int = MEMORY_BYTES,
-    site: str = DEFAULT_SITE,
 ) -> NDArray[np.float32]:
     """Read all neurons of some tokens.
 
@@ -55,13 +54,13 @@ def token_activations(
     shape = (tokens.count, len(chosen), lake.neurons)
     check_memory(shape, max_bytes)
     out = np.empty(shape, dtype=np.float32)
-    for first, place, values in _pieces(lake, tokens, chosen, site):
+    for first, place, values in _pieces(lake, tokens, chosen):
         out[first : first + len(values), place] = values
     return out
 
 
 def write_token_activations(
-    lake: Lake, tokens: ChosenRows, path: Path, *, layers: Sequence[int] | None = None, site: str = DEFAULT_SITE
+    lake: Lake, tokens: ChosenRows, path: Path, *, layers: Sequence[int] | None = None
 ) -> tuple[int, int, int]:
     """Write all neurons of some tokens to a file, and return the array's shape (tokens, layers, neurons).
 
@@ -90,20 +89,20 @@ def write_token_activations(
     check_new(path, SUFFIXES)
     if path.suffix == ".npz":
         check_memory(shape, MEMORY_BYTES, hint=", or write .npy, .zarr or .parquet, which are made piece by piece")
-        values = token_activations(lake, tokens, layers=chosen, site=site)
+        values = token_activations(lake, tokens, layers=chosen)
         with new_file(path) as beside, beside.open("wb") as file:
             np.savez(file, activations=values, rows=tokens.rows, layers=np.array(chosen))
         return shape
     about = {
         "lake": lake.fingerprint,
-        "site": site,
+        "site": lake.site,
         "layers": list(chosen),
         "where": tokens.where,
         "special": tokens.special,
         "versions": versions(),
     }
     with _SINKS[path.suffix](path, tokens, shape, chosen, about) as put:
-        for first, place, values in _pieces(lake, tokens, chosen, site):
+        for first, place, values in _pieces(lake, tokens, chosen):
             put(first, place, values)
     return shape
 
@@ -126,9 +125,7 @@ def _piece_tokens(neurons: int) -> int:
     return max(1, _PIECE_BYTES // (4 * neurons))
 
 
-def _pieces(
-    lake: Lake, tokens: ChosenRows, layers: tuple[int, ...], site: str
-) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+def _pieces(lake: Lake, tokens: ChosenRows, layers: tuple[int, ...]) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
     """Yield (first token, position of the layer, values (tokens, neurons)), layer by layer, in whole pieces.
 
     Few of the tokens may be in one block; a file in pieces of a few lines would be slow to write and to read.
@@ -137,7 +134,7 @@ def _pieces(
 
     def read(where: tuple[int, int]) -> NDArray[np.float32]:
         place, block = where
-        return lake.read(layer=layers[place], rows=block * lake.block_rows + tokens.blocks[block], site=site)
+        return lake.read(layer=layers[place], rows=block * lake.block_rows + tokens.blocks[block])
 
     wanted = [(place, block) for place in range(len(layers)) for block in blocks]
     waiting, first = np.empty((0, lake.neurons), dtype=np.float32), 0

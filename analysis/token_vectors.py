@@ -83,7 +83,7 @@ class VectorIndex(OfBlocks):
         return found
 
 
-def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lambda done, total: None) -> VectorIndex:
+def vector_index(lake: Lake, layer: int, *, progress: _Progress = lambda done, total: None) -> VectorIndex:
     """Return the index of a layer; what is missing is made from the activations and kept.
 
     Blocks that were committed since are added. When the tokens have more than doubled, it is trained again.
@@ -103,8 +103,8 @@ def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lam
     import faiss
 
     checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
-    start = f"{_PREFIX}{site}-{layer}-"
-    base = next(iter(fitting(VectorIndex, lake.path, start, site, checksums, version=_VERSION, full=True)), None)
+    start = f"{_PREFIX}{lake.site}-{layer}-"
+    base = next(iter(fitting(VectorIndex, lake.path, start, lake.site, checksums, version=_VERSION, full=True)), None)
     if base is not None and base.blocks == lake.blocks:
         return base
     rows = {block: ordinary_rows(lake, block) for block in lake.blocks}
@@ -112,7 +112,7 @@ def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lam
     if base is not None and tokens > 2 * int(base.record["trained"]):
         base = None
     if base is None:
-        arrays, made = _train(lake, layer, rows, site)
+        arrays, made = _train(lake, layer, rows)
         covered: tuple[int, ...] = ()
         standard = Standard(mean=arrays["mean"], inverse=arrays["inverse"])
     else:
@@ -120,7 +120,7 @@ def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lam
     missing = [block for block in lake.blocks if block not in covered]
 
     def vectors(block: int) -> NDArray[np.float32]:
-        unit = standard.unit(lake.read_block(layer=layer, block=block, site=site)[rows[block]])
+        unit = standard.unit(lake.read_block(layer=layer, block=block)[rows[block]])
         return unit_rows(unit @ arrays["components"])
 
     for done, (block, found) in enumerate(zip(missing, map_ordered(vectors, missing, ahead=1), strict=True)):
@@ -128,7 +128,7 @@ def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lam
         progress(done + 1, len(missing))
     record: dict[str, Any] = {
         "version": _VERSION,
-        "site": site,
+        "site": lake.site,
         "layer": layer,
         "components": int(arrays["components"].shape[1]),
         "trained": tokens if base is None else base.record["trained"],
@@ -144,7 +144,7 @@ def vector_index(lake: Lake, layer: int, *, site: str, progress: _Progress = lam
     return VectorIndex(root=lake.path, name=name, record=kept_record(lake.path, name, kept=INDEX))
 
 
-def standard_of(lake: Lake, layer: int, *, site: str) -> Standard:
+def standard_of(lake: Lake, layer: int) -> Standard:
     """Mean and standard deviation of a layer's neurons over the ordinary tokens, by one scan of the layer."""
     ordinary = {block: ordinary_rows(lake, block) for block in lake.blocks}
 
@@ -155,9 +155,7 @@ def standard_of(lake: Lake, layer: int, *, site: str) -> Standard:
 
     count = np.zeros(lake.neurons)
     mean, square = np.zeros((2, lake.neurons))
-    for first, n, some, squares in lake.scan(
-        moments, layers=[layer], blocks=[b for b in lake.blocks if len(ordinary[b])], site=site
-    ):
+    for first, n, some, squares in lake.scan(moments, layers=[layer], blocks=[b for b in lake.blocks if len(ordinary[b])]):
         here = slice(first, first + len(some))
         delta, whole = some - mean[here], count[here] + n  # Chan, Golub & LeVeque 1979
         square[here] += squares + delta * delta * (count[here] * n / whole)
@@ -175,16 +173,14 @@ def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _train(
-    lake: Lake, layer: int, rows: Mapping[int, NDArray[np.int64]], site: str
-) -> tuple[dict[str, NDArray[np.float32]], Any]:
+def _train(lake: Lake, layer: int, rows: Mapping[int, NDArray[np.int64]]) -> tuple[dict[str, NDArray[np.float32]], Any]:
     """Principal components and cells, from a sample of the tokens."""
     import faiss
 
-    standard = standard_of(lake, layer, site=site)
+    standard = standard_of(lake, layer)
     every = np.concatenate([block * lake.block_rows + inside for block, inside in rows.items()])
     sample = np.sort(np.random.default_rng(0).choice(every, min(_SAMPLE, len(every)), replace=False))
-    unit = standard.unit(lake.read(layer=layer, rows=sample, site=site))
+    unit = standard.unit(lake.read(layer=layer, rows=sample))
     _, vectors = np.linalg.eigh((unit.T @ unit).astype(np.float64))
     components = np.ascontiguousarray(vectors[:, ::-1][:, :COMPONENTS], dtype=np.float32)
     cells = int(np.clip(len(every) // _CELL, 1, _MOST_CELLS))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.chosen_tokens import Where, eligible_tokens, token_documents, within_cap
 from neuronlake.analysis.neuron import check_neuron, neuron_name, parse_neuron
 from neuronlake.analysis.queries import describe_lines
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
+from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered, usable_cpus
@@ -76,7 +76,6 @@ def top_tokens_weighted(
     per_document: int | None = None,
     labels: Sequence[str] = (),
     special: bool = False,
-    site: str = DEFAULT_SITE,
 ) -> list[dict[str, Any]]:
     """The k tokens with the largest (or smallest) weighted sum of some neurons.
 
@@ -89,7 +88,7 @@ def top_tokens_weighted(
         The lake.
     weights
         (layer, neuron) → weight.
-    k, bottom, where, per_document, labels, special, site
+    k, bottom, where, per_document, labels, special
         As for `top_tokens`.
 
     Returns
@@ -106,9 +105,7 @@ def top_tokens_weighted(
     for label in labels:
         if label not in source.label_columns:
             raise InputError(f"no label column {label!r}: known are {', '.join(source.label_columns)}")
-    found = find_weighted(
-        source, weights, k, bottom=bottom, where=where, per_document=per_document, special=special, site=site
-    )
+    found = find_weighted(source, weights, k, bottom=bottom, where=where, per_document=per_document, special=special)
     return describe_lines(source, found.lines, found.values, labels)
 
 
@@ -121,7 +118,6 @@ def find_weighted(
     where: Where = None,
     per_document: int | None = None,
     special: bool = False,
-    site: str = DEFAULT_SITE,
 ) -> WeightedExtremes:
     """As `top_tokens_weighted`, without their text but with what was read to find them."""
     _check_weights(source, weights)
@@ -130,7 +126,7 @@ def find_weighted(
             raise InputError(f"{name} must be at least 1, got {number}")
     eligible = None if where is None and not special else eligible_tokens(source, where, special=special)
     documents = None if per_document is None else token_documents(source)
-    search = _Search(source, weights, k, bottom=bottom, eligible=eligible, cap=(documents, per_document or 0), site=site)
+    search = _Search(source, weights, k, bottom=bottom, eligible=eligible, cap=(documents, per_document or 0))
     if special and eligible is not None:
         flags: NDArray[np.uint8] = source.tokens().column("flags").to_numpy()
         search.bound_nothing(np.flatnonzero((flags & SPECIAL != 0) & eligible) // source.block_rows)
@@ -151,9 +147,8 @@ class _Search:
         bottom: bool,
         eligible: NDArray[np.bool_] | None,
         cap: tuple[NDArray[np.int64] | None, int],
-        site: str,
     ):
-        self._source, self._k, self._eligible, self._cap, self._site = source, k, eligible, cap, site
+        self._source, self._k, self._eligible, self._cap = source, k, eligible, cap
         self._sign = -1.0 if bottom else 1.0
         self._weights = [(neuron, self._sign * float(weight)) for neuron, weight in weights.items() if weight != 0]
         self._rows = source.block_rows
@@ -197,7 +192,7 @@ class _Search:
         chunks = {(layer, neuron // width) for (layer, neuron), _ in self._weights}
         if isinstance(source, Lake):
             size = sum(
-                source.chunk_bytes(layer=layer, block=block, neuron=chunk * width, site=self._site)
+                source.chunk_bytes(layer=layer, block=block, neuron=chunk * width)
                 for block in self._read
                 for layer, chunk in chunks
             )
@@ -220,7 +215,7 @@ class _Search:
         self._lines, self._sums = lines[order], sums[order]
 
     def _bound_by_lists(self, lake: Lake) -> None:
-        index = lake.at(self._site).index()
+        index = lake.index()
         lists = [
             index.extremes(lake.layers.index(layer), neuron, bottom=weight < 0) for (layer, neuron), weight in self._weights
         ]
@@ -265,7 +260,7 @@ class _Search:
         columns: dict[tuple[int, int], NDArray[np.float32]] = {}
         for layer in dict.fromkeys(layer for (layer, _), _ in self._weights):
             neurons = [neuron for (other, neuron), _ in self._weights if other == layer]
-            values = source.read_block(layer=layer, block=block, neurons=neurons, site=self._site)[inside]
+            values = source.read_block(layer=layer, block=block, neurons=neurons)[inside]
             columns |= {(layer, neuron): values[:, place] for place, neuron in enumerate(neurons)}
         sums = np.zeros(len(inside))
         for neuron, weight in self._weights:

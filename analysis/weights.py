@@ -9,6 +9,7 @@ from neuronlake.analysis.neuron import check_neuron
 from neuronlake.analysis.source import choose_layers
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
+from neuronlake.store.layout import DEFAULT_SITE
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.weights import ENDS, MOMENTS, VECTORS, Weights, open_weights
 
@@ -36,10 +37,11 @@ def output_vectors(lake: Lake, layer: int | None = None) -> NDArray[np.float32]:
     Raises
     ------
     InputError
-        When the lake holds no weights, or not that layer.
+        When the lake holds no weights, or not that layer, or is at another site than the MLPs' neurons.
     DamageError
         When the stored weights are damaged.
     """
+    _check_site(lake)
     layers = choose_layers(lake, None if layer is None else [layer])
     weights = weights_of(lake)
     places = [lake.layers.index(each) for each in layers]
@@ -85,10 +87,12 @@ def vocabulary(lake: Lake, layer: int, neuron: int, k: int = 20, *, weights: Wei
     Raises
     ------
     InputError
-        When the neuron does not exist, the lake holds no weights, or `k` is out of range.
+        When the neuron does not exist, the lake holds no weights or is at another site than the MLPs' neurons, or `k` is
+        out of range.
     DamageError
         When the stored weights are damaged.
     """
+    _check_site(lake)
     check_neuron(lake, layer, neuron)
     weights, place = weights or weights_of(lake), lake.layers.index(layer)
     if not 1 <= k <= weights.listed:
@@ -112,3 +116,8 @@ def vocabulary(lake: Lake, layer: int, neuron: int, k: int = 20, *, weights: Wei
 def weights_of(lake: Lake) -> Weights:
     """Return the weights of the lake's model; raises as `vocabulary` does where there are none."""
     return open_weights(lake.path, lake.spec.model.get("sha256"))
+
+
+def _check_site(lake: Lake) -> None:
+    if lake.site != DEFAULT_SITE:
+        raise InputError(f"output vectors are of the neurons at {DEFAULT_SITE}: the units at {lake.site} have none")

@@ -65,7 +65,6 @@ def _filters(lake: Any) -> dict[str, Any]:
     """Top 20 among tokens that an SQL predicate passes, unrelated to the neurons."""
     from neuronlake.analysis.chosen_tokens import eligible_tokens
     from neuronlake.analysis.extremes import find_extremes
-    from neuronlake.analysis.source import DEFAULT_SITE
 
     found = {}
     whole = statistics.mean(
@@ -78,7 +77,7 @@ def _filters(lake: Any) -> dict[str, Any]:
         answers, times = [], []
         for neuron in range(lake.neurons):
             start = time.perf_counter()
-            answers.append(find_extremes(lake, 0, neuron, K, eligible=eligible, site=DEFAULT_SITE))
+            answers.append(find_extremes(lake, 0, neuron, K, eligible=eligible))
             times.append(time.perf_counter() - start)
         found[share] = {
             "bytes": statistics.mean(answer.bytes_read for answer in answers) / whole,
@@ -94,7 +93,6 @@ def _times(lake: Any) -> dict[str, float]:
     """Medians over neurons, warm."""
     from neuronlake.analysis import tokens_above, top_tokens
     from neuronlake.analysis.extremes import find_extremes
-    from neuronlake.analysis.source import DEFAULT_SITE
 
     neurons = range(0, lake.neurons, 2)
     flags = lake.tokens().column("flags").to_numpy()
@@ -103,7 +101,7 @@ def _times(lake: Any) -> dict[str, float]:
     values = {neuron: top_tokens(lake, 0, neuron, 64)[-1]["value"] for neuron in neurons}
     work: dict[str, Callable[[int], Any]] = {
         "top 64 in context": lambda neuron: top_tokens(lake, 0, neuron, 64),
-        "top 20 of half of the tokens": lambda neuron: find_extremes(lake, 0, neuron, 20, eligible=half, site=DEFAULT_SITE),
+        "top 20 of half of the tokens": lambda neuron: find_extremes(lake, 0, neuron, 20, eligible=half),
         "tokens above the 64th": lambda neuron: tokens_above(lake, 0, neuron, values[neuron]),
         "one column": lambda neuron: lake.read(layer=0, rows=rows, neurons=[neuron]),
     }

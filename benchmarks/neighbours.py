@@ -99,12 +99,11 @@ def _neurons(lake: Any, count: int) -> dict[str, Any]:
 
 
 def _tokens(lake: Any, layer: int, count: int) -> dict[str, Any]:
-    from neuronlake.analysis.source import DEFAULT_SITE
     from neuronlake.analysis.token_neighbours import CANDIDATES_EACH, nearest, nearest_of_all
     from neuronlake.analysis.token_vectors import standard_of, vector_index
 
     start = time.perf_counter()
-    index = vector_index(lake, layer, site=DEFAULT_SITE)
+    index = vector_index(lake, layer)
     make = time.perf_counter() - start
     import faiss
 
@@ -113,7 +112,7 @@ def _tokens(lake: Any, layer: int, count: int) -> dict[str, Any]:
     flat.train(np.zeros((1, index.faiss.d), dtype=np.float32))
     flags, rows = (lake.tokens().column(name).to_numpy() for name in ("flags", "row"))
     asked = np.random.default_rng(0).choice(rows[flags == 0], count, replace=False)
-    standard = standard_of(lake, layer, site=DEFAULT_SITE)
+    standard = standard_of(lake, layer)
     ordinary = rows[flags == 0]
     for first in range(0, len(ordinary), 16384):
         some = ordinary[first : first + 16384]
@@ -122,7 +121,7 @@ def _tokens(lake: Any, layer: int, count: int) -> dict[str, Any]:
     for row in asked.tolist():
         query = standard.unit(lake.read(layer=layer, rows=[row]))
         start = time.perf_counter()
-        _, cosines = nearest(lake, layer, index, query, CANDIDATES_EACH * K, DEFAULT_SITE)
+        _, cosines = nearest(lake, layer, index, query, CANDIDATES_EACH * K)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         proposed = index.search(query, K)[0]
@@ -133,13 +132,13 @@ def _tokens(lake: Any, layer: int, count: int) -> dict[str, Any]:
         whole.append(time.perf_counter() - start)
         same.append(len(set(proposed.tolist()) & set(found.tolist())) / K)
         start = time.perf_counter()
-        _, every = nearest_of_all(lake, layer, standard, query[0], K + 1, DEFAULT_SITE)
+        _, every = nearest_of_all(lake, layer, standard, query[0], K + 1)
         theirs.append(time.perf_counter() - start)
         tenth = np.sort(every)[-K - 1]  # the token itself comes first
         recall.append(min(K, np.count_nonzero(cosines >= tenth - _SAME) - 1) / K)
     return {
         "make_s": make,
-        "bytes": _size(lake, f"vectors-{DEFAULT_SITE}-{layer}-"),
+        "bytes": _size(lake, f"vectors-{lake.site}-{layer}-"),
         "recall": statistics.mean(recall),
         "ask_s": statistics.median(ours),
         "exact_s": statistics.median(theirs),

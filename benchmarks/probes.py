@@ -141,7 +141,7 @@ def _peers(lake: Any, layers: tuple[int, ...], iterations: int) -> dict[str, Any
     print("\n| layer | who | accuracy | s | iterations or passes |\n|---|---|---|---|---|")
     for layer in layers:
         features = whole_layers(lake, [layer])
-        train, test = (LakeMatrix(lake, features, rows, site="mlp.post") for rows in (task.train_rows, task.test_rows))
+        train, test = (LakeMatrix(lake, features, rows) for rows in (task.train_rows, task.test_rows))
         standard = survey(train, seed=0).standard
         x, x_test = np.empty(train.shape, dtype=np.float32), np.empty(test.shape, dtype=np.float32)
         for matrix, into in ((train, x), (test, x_test)):

@@ -177,7 +177,6 @@ def _process_seconds(call: Callable[[], Any]) -> float:
 def _filtered(lake: Any, asked: list[tuple[int, int]]) -> dict[str, Any]:
     """Share of the neurons' bytes that is read under filters that pass tokens at random."""
     from neuronlake.analysis.extremes import find_extremes
-    from neuronlake.analysis.source import DEFAULT_SITE
 
     ordinary = lake.tokens().column("flags").to_numpy() == 0
     found = {}
@@ -185,7 +184,7 @@ def _filtered(lake: Any, asked: list[tuple[int, int]]) -> dict[str, Any]:
         eligible = ordinary & (np.random.default_rng(0).random(len(ordinary)) < share)
         read = whole = 0
         for layer, neuron in asked:
-            read += find_extremes(lake, layer, neuron, _FILTERED_K, eligible=eligible, site=DEFAULT_SITE).bytes_read
+            read += find_extremes(lake, layer, neuron, _FILTERED_K, eligible=eligible).bytes_read
             whole += sum(lake.chunk_bytes(layer=layer, block=block, neuron=neuron) for block in lake.blocks)
         found[str(share)] = read / whole
     return {"bytes_read_by_selectivity": found}

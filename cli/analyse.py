@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
-from neuronlake.cli.questions import open_for_question, parse_where
+from neuronlake.cli.common import add_command, messages, number, output, table
+from neuronlake.cli.questions import add_asked_lake, open_for_question, parse_where, print_answer
 
 _LABEL_WIDTH = 20  # characters of a label on a terminal: the context beside it is what is read
 
@@ -31,7 +31,7 @@ def _add_top(commands: Any) -> None:
         "neuronlake top my.lake L12.N345 --where \"upos='VERB' AND deprel='root'\" --per-document 1\n"
         "neuronlake top my.lake 'L12.N345*0.7' 'L3.N10*-0.2'           # a weighted sum of neurons",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     parser.add_argument(
         "neurons",
         nargs="+",
@@ -52,7 +52,7 @@ def _add_top(commands: Any) -> None:
 def _top(options: argparse.Namespace) -> int:
     from neuronlake.analysis import parse_weights, top_tokens, top_tokens_weighted
 
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     weights = parse_weights(options.neurons, lake)
     settings: dict[str, Any] = {
         "bottom": options.bottom,
@@ -66,7 +66,7 @@ def _top(options: argparse.Namespace) -> int:
     else:
         found = top_tokens_weighted(lake, weights, options.k, **settings)
     if options.json:
-        print_json(found)
+        print_answer(lake, found)
         return 0
     print_tokens(found, options.labels)
     return 0
@@ -125,7 +125,7 @@ def _add_coactivation(commands: Any) -> None:
         "neuronlake coactivation my.lake L12.N345 --top 20\n"
         "neuronlake coactivation my.lake L12.N345 --where \"upos='NOUN'\" --json",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     parser.add_argument("neuron", metavar="NEURON", help="layer and neuron, as in L12.N345")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="how many neurons (default: 20)")
     parser.add_argument("--where", metavar="SQL", help="only tokens that fulfil an SQL predicate")
@@ -137,13 +137,13 @@ def _coactivation(options: argparse.Namespace) -> int:
     from neuronlake.analysis import coactivation, parse_neuron
     from neuronlake.analysis.correlation import strongest
 
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     neuron = parse_neuron(options.neuron, lake)
     with messages().status("correlating with all neurons"):
         correlations = coactivation(lake, neuron, where=options.where, special=options.special)
     (found,) = strongest(correlations, options.top)
     if options.json:
-        print_json(found)
+        print_answer(lake, found)
         return 0
     grid = table("neuron", ">correlation")
     for entry in found:

@@ -86,7 +86,7 @@ def _per_tag(text: str) -> int | None:
 
 
 def _attribute(options: argparse.Namespace) -> int:
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, None)
     try:
         from neuronlake.extractor import AttributionSettings, attribute, resolve_model
     except ModuleNotFoundError as error:

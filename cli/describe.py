@@ -7,8 +7,8 @@ from typing import Any
 from rich.markup import escape
 
 from neuronlake.cli.analyse import context
-from neuronlake.cli.common import add_command, add_lake, number, output, print_json, table
-from neuronlake.cli.questions import open_for_question
+from neuronlake.cli.common import add_command, number, output, print_json, table
+from neuronlake.cli.questions import add_asked_lake, open_for_question
 from neuronlake.store.layout import DEFAULT_SITE
 
 _SHOWN = 40  # tags; a label such as lemma has thousands
@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
         "neuronlake describe my.lake L12.N345 --by deprel -k 20 --json\n"
         "neuronlake weights my.lake --model ./model && neuronlake describe my.lake L12.N345    # and its vocabulary",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     parser.add_argument("neuron", metavar="NEURON", help="layer and neuron, as in L12.N345")
     parser.add_argument(
         "--by", metavar="LABEL", help="label of the tag profile, or SQL, as for rank (default: upos, where the lake has it)"
@@ -45,7 +45,7 @@ def _describe(options: argparse.Namespace) -> int:
         from neuronlake.analysis.figure_style import check_path
 
         check_path(options.plot)  # before the lake is read
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     layer, neuron = parse_neuron(options.neuron, lake)
     found = describe_neuron(lake, layer, neuron, by=options.by, k=options.k, subword=options.subword, shift=options.shift)
     if options.plot is not None:
@@ -82,10 +82,10 @@ def _show(found: dict[str, Any], lake: str) -> None:
         _show_tags(console, found["tags"])
     for end, name in (("top", "highest"), ("bottom", "lowest")):
         _show_tokens(console, found, end, name)
-    if found["weights"] is None:
-        console.print(f"\n[dim]what it writes: unknown; `neuronlake weights {escape(lake)} --model …` stores it, once[/dim]")
-    else:
+    if found["weights"] is not None:
         _show_weights(console, found["weights"])
+    elif found["site"] == DEFAULT_SITE:
+        console.print(f"\n[dim]what it writes: unknown; `neuronlake weights {escape(lake)} --model …` stores it, once[/dim]")
 
 
 def _show_moments(console: Any, moments: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from neuronlake.cli.common import add_command, add_lake, number, output, print_json, size, table
-from neuronlake.cli.questions import open_for_question, parse_where
+from neuronlake.cli.common import add_command, number, output, size, table
+from neuronlake.cli.questions import add_asked_lake, open_for_question, parse_where, print_answer
 from neuronlake.cli.tokens import add_token_choice, chosen_tokens
 from neuronlake.store import InputError
 
@@ -28,7 +28,7 @@ def _add_column(commands: Any) -> None:
         "neuronlake column my.lake L12.N345 L0.N97 --labels upos deprel --out two.parquet\n"
         "neuronlake column my.lake L12.N345 --where \"upos='VERB'\" --out verbs.npy      # and verbs.rows.npy",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     parser.add_argument("neurons", nargs="+", metavar="NEURON", help="layer and neuron, as in L12.N345")
     parser.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help="label columns to add")
     parser.add_argument(
@@ -51,7 +51,7 @@ def _column(options: argparse.Namespace) -> int:
         check_new(options.out, SUFFIXES)
     if options.limit < 0:
         raise InputError(f"limit must be at least 0, got {options.limit}")
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     neurons = [parse_neuron(name, lake) for name in options.neurons]
     question: dict[str, Any] = {
         "labels": options.labels,
@@ -61,13 +61,13 @@ def _column(options: argparse.Namespace) -> int:
     if options.out is not None:
         lines = write_columns(lake, options.out, neurons, **question)
         if options.json:
-            print_json({"out": str(options.out), "tokens": lines, "neurons": options.neurons})
+            print_answer(lake, {"out": str(options.out), "tokens": lines, "neurons": options.neurons})
         else:
             output().print(f"{lines:,} tokens × {len(neurons)} neurons written to {options.out}", markup=False)
         return 0
     summary, first = _summary(column_tables(lake, neurons, **question), options.limit)
     if options.json:
-        print_json({"neurons": summary, "first": first})
+        print_answer(lake, {"neurons": summary, "first": first})
         return 0
     console = output()
     grid = table("neuron", ">tokens", ">mean", ">deviation", ">least", ">greatest")
@@ -135,7 +135,7 @@ def _add_rows(commands: Any) -> None:
         "neuronlake rows my.lake --sentence 12 --out sentence.npz   # activations, rows, layers\n"
         "neuronlake rows my.lake --where \"upos='VERB'\" --layers 10 11 12 --out verbs.zarr",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     add_token_choice(parser)
     parser.add_argument("--layers", type=int, nargs="+", metavar="L", help="only these layers (default: all)")
     parser.add_argument(
@@ -150,11 +150,11 @@ def _rows(options: argparse.Namespace) -> int:
     from neuronlake.analysis.token_rows import SUFFIXES
 
     check_new(options.out, SUFFIXES)
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     shape = write_token_activations(lake, chosen_tokens(lake, options), options.out, layers=options.layers)
     if options.json:
         chosen = sorted(set(options.layers)) if options.layers else list(lake.layers)
-        print_json({"out": str(options.out), "shape": list(shape), "layers": chosen})
+        print_answer(lake, {"out": str(options.out), "shape": list(shape), "layers": chosen})
         return 0
     tokens, layers, neurons = shape
     volume = size(4 * tokens * layers * neurons)

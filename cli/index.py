@@ -27,7 +27,7 @@ def add_commands(commands: Any) -> None:
         default=[],
         metavar="LABEL",
         help="also list the highest and lowest tokens within every tag of these labels (columns, several joined by ×, or "
-        "SQL), so that `top --where LABEL=TAG` reads no activations; extract does it for upos",
+        "SQL), at every site, so that `top --where LABEL=TAG` reads no activations; extract does it for upos, at the first",
     )
     parser.set_defaults(run=_index)
 
@@ -44,7 +44,10 @@ def _index(options: argparse.Namespace) -> int:
             read = complete_index(lake, progress=lambda done, total: status.update(f"indexing: {done} of {total} blocks"))
             for by in options.by:
                 said = partial("listing tokens by {}: {} of {} layers".format, by)
-                listed[by] = complete_tag_lists(lake, by, progress=lambda *done, said=said: status.update(said(*done)))
+                listed[by] = max(
+                    complete_tag_lists(lake.at(site), by, progress=lambda *done, said=said: status.update(said(*done)))
+                    for site in lake.sites
+                )
     stored = sum(path.stat().st_size for path in (lake.path / INDEX).rglob("*") if path.is_file())
     activations = sum(file.bytes for commit in lake.commits for file in commit.files)
     if options.json:

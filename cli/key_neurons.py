@@ -11,6 +11,7 @@ from rich.markup import escape
 from neuronlake.cli.common import add_command, add_lake, number, output, p_value, print_json, table
 from neuronlake.cli.questions import open_for_question, progress_bar, refined, statistics
 from neuronlake.store import InputError, Lake
+from neuronlake.store.layout import DEFAULT_SITE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -60,11 +61,11 @@ def add_commands(commands: Any) -> None:
 
 
 def _key_neurons(options: argparse.Namespace) -> int:
-    from neuronlake.analysis.key_neurons import check_method, choose_key_neurons, key_list
+    from neuronlake.analysis.key_neurons import ATTRIBUTION, check_method, choose_key_neurons, key_list
 
     check_method(options.method)
     _check_out(options.out)
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, None if options.method == ATTRIBUTION else DEFAULT_SITE)
     chosen = choose_key_neurons(_scores(lake, options), k=options.k, per=options.per, fdr=options.fdr)
     listed = key_list(chosen, tags=options.tags)
     record = {

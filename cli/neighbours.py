@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from neuronlake.cli.analyse import print_tokens
-from neuronlake.cli.common import add_command, add_lake, number, output, print_json, table
-from neuronlake.cli.questions import open_for_question, progress_bar
+from neuronlake.cli.common import add_command, number, output, table
+from neuronlake.cli.questions import add_asked_lake, open_for_question, print_answer, progress_bar
 from neuronlake.store import InputError
 
 
@@ -20,7 +20,7 @@ def add_commands(commands: Any) -> None:
         "neuronlake neighbours my.lake L12.N345 --by weights        # needs `neuronlake weights`\n"
         "neuronlake neighbours my.lake --row 1234 --layer 12 --json",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     parser.add_argument("neuron", nargs="?", metavar="NEURON", help="layer and neuron, as in L12.N345")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="how many (default: 10)")
     neuron = parser.add_argument_group("of a neuron")
@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
         "show clusters of neurons whose activations correlate: those that say the same",
         "neuronlake clusters my.lake\nneuronlake clusters my.lake --threshold 0.8 --json",
     )
-    add_lake(clusters)
+    add_asked_lake(clusters)
     clusters.add_argument(
         "--threshold", type=float, default=0.9, metavar="R", help="mean |correlation| that joins two clusters (default: 0.9)"
     )
@@ -70,7 +70,7 @@ def _of_neuron(options: argparse.Namespace) -> int:
         raise InputError("--label is of the profile: add --by profile")
     if options.candidates is not None and options.by not in (None, "activation"):
         raise InputError(f"--candidates is of --by activation; --by {options.by} compares all neurons")
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     layer, neuron = parse_neuron(options.neuron, lake)
     if options.by == "profile" and options.label is None and "upos" not in lake.label_columns:
         raise InputError(f"the lake has no upos: give the profile's --label, one of {', '.join(lake.label_columns)}")
@@ -86,7 +86,7 @@ def _of_neuron(options: argparse.Namespace) -> int:
             progress=report,
         )
     if options.json:
-        print_json(found)
+        print_answer(lake, found)
         return 0
     kind = list(found[0])[-1] if found else "similarity"
     grid = table("neuron", f">{kind}")
@@ -102,7 +102,7 @@ def _of_token(options: argparse.Namespace) -> int:
     _refuse(options, "a neuron", ("by", "label", "candidates"))
     if options.layer is None:
         raise InputError("--row needs --layer: tokens are compared layer by layer")
-    lake, labels = open_for_question(options.lake), options.labels or []
+    lake, labels = open_for_question(options.lake, options.site), options.labels or []
     with progress_bar("indexing") as report:
         found = similar_tokens(
             lake,
@@ -114,7 +114,7 @@ def _of_token(options: argparse.Namespace) -> int:
             progress=report,
         )
     if options.json:
-        print_json(found)
+        print_answer(lake, found)
         return 0
     print_tokens(found, labels, value="similarity")
     return 0
@@ -123,11 +123,11 @@ def _of_token(options: argparse.Namespace) -> int:
 def _clusters(options: argparse.Namespace) -> int:
     from neuronlake.analysis import redundancy_clusters
 
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     with progress_bar("comparing neurons") as report:
         found = redundancy_clusters(lake, options.threshold, progress=report)
     if options.json:
-        print_json(found)
+        print_answer(lake, found)
         return 0
     grid = table(">neurons", ">mean |r|", ">least", "layers", "which")
     for cluster in found:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuronlake.cli.common import add_command, add_lake, output, print_json
+from neuronlake.cli.common import add_command, output, print_json
 from neuronlake.store import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _KINDS = {
 
 def add_commands(commands: Any) -> None:
     """Add the command."""
-    from neuronlake.cli.questions import add_label_options, add_pass_options
+    from neuronlake.cli.questions import add_asked_lake, add_label_options, add_pass_options
 
     parser = add_command(
         commands,
@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
         "neuronlake plot my.lake --kind volcano --by upos --tag NOUN --out noun.pdf\n"
         "neuronlake plot my.lake --kind histogram --by upos --neuron L12.N345 --out neuron.png",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     parser.add_argument("--kind", default="heatmap", metavar="KIND", help=f"{', '.join(_KINDS)} (default: heatmap)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write: .png, .svg or .pdf")
     parser.add_argument(
@@ -79,13 +79,13 @@ def _plot(options: argparse.Namespace) -> int:
         get_ranker(method)
     if options.kind == "volcano" and options.top is not None:
         check_top(options.top)
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     if options.kind == "histogram":
         _histogram(lake, options)
     else:
         _of_statistics(lake, options, str(method))
     if options.json:
-        print_json({"kind": options.kind, "by": options.by, "method": method, "out": str(options.out)})
+        print_json({"kind": options.kind, "by": options.by, "method": method, "site": lake.site, "out": str(options.out)})
     else:
         output().print(f"written to {options.out}", markup=False)
     return 0

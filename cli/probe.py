@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
-from neuronlake.cli.questions import add_label_options, add_pass_options, open_for_question, progress_bar
+from neuronlake.cli.common import add_command, messages, number, output, print_json, table
+from neuronlake.cli.questions import add_asked_lake, add_label_options, add_pass_options, open_for_question, progress_bar
 from neuronlake.store import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add_commands(commands: Any) -> None:
         "neuronlake probe my.lake --layer 8 --shift 0 1 2 4         # tags of words still to come\n"
         "neuronlake probe my.lake --layer 8 --test other.lake",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     add_label_options(parser, shifts=True)
     parser.add_argument("--tags", nargs="+", metavar="TAG", help="only these tags")
     parser.add_argument("--tag", metavar="TAG", help="tell this tag from all others")
@@ -166,8 +166,8 @@ def _probes(options: argparse.Namespace) -> list["ProbeResult"]:
         raise InputError("--layer takes layer numbers, or 'all', or 'each'")
     if options.neurons is not None and options.layer is not None:
         raise InputError("--neurons names the neurons: --layer would choose others; give only one of them")
-    lake = open_for_question(options.lake)
-    other = None if options.test is None else open_for_question(options.test)
+    lake = open_for_question(options.lake, options.site)
+    other = None if options.test is None else open_for_question(options.test, lake.site)
     with progress_bar("probes") as report:
         results = probe_sweep(
             lake,

@@ -2,14 +2,14 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from neuronlake.cli.common import messages
+from neuronlake.cli.common import add_lake, messages, print_json
 from neuronlake.store import InputError, Lake, open_lake
 
 if TYPE_CHECKING:
@@ -21,9 +21,17 @@ _LABEL_IS = re.compile(r"([^\W\d][\w.:×]*)=([^\s'\"=<>()]+)")
 """``upos=NOUN``; anything else is SQL, where the tag would stand in quotes."""
 
 
-def open_for_question(path: Path) -> Lake:
-    """Open a lake for a question, and say so if the answer will be of a part of its corpus only."""
-    lake = open_lake(path)
+def add_asked_lake(parser: argparse.ArgumentParser) -> None:
+    """Add the LAKE argument and the choice of its site."""
+    add_lake(parser)
+    parser.add_argument(
+        "--site", metavar="SITE", help="where in the model, of a lake of several sites (default: the first; see `info`)"
+    )
+
+
+def open_for_question(path: Path, site: str | None) -> Lake:
+    """Open a lake at a site for a question, and say so if the answer will be of a part of its corpus only."""
+    lake = open_lake(path).at(site)
     if not lake.blocks:
         raise InputError(f"{lake.path} has no committed block yet: run the `neuronlake extract` that began it again")
     if not lake.complete:
@@ -31,6 +39,12 @@ def open_for_question(path: Path) -> Lake:
             f"[yellow]note:[/yellow] {len(lake.blocks)} of {lake.plan.blocks} blocks are extracted; the answer is of these"
         )
     return lake
+
+
+def print_answer(lake: Lake, answer: dict[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    """Print an answer as JSON: it, or every line of a list, names the site."""
+    site = {"site": lake.site}
+    print_json({**answer, **site} if isinstance(answer, dict) else [{**line, **site} for line in answer])
 
 
 def parse_where(text: str | None) -> tuple[str, str] | str | None:

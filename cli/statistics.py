@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from neuronlake.cli.common import add_command, add_lake, number, output, p_value, print_json, table
+from neuronlake.cli.common import add_command, number, output, p_value, print_json, table
 from neuronlake.cli.questions import (
+    add_asked_lake,
     add_label_options,
     add_pass_options,
     all_statistics,
@@ -55,7 +56,7 @@ def _add_stats(commands: Any) -> None:
         "neuronlake stats my.lake --by upos×Number --where \"deprel='nsubj'\"\n"
         "neuronlake stats my.lake --by Number --out number.zarr      # open with xarray; or number.parquet",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     add_label_options(parser, several=True)
     add_pass_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything: .zarr for xarray, or .parquet")
@@ -70,7 +71,7 @@ def _stats(options: argparse.Namespace) -> int:
         raise InputError(f"--out holds one label, got --by {' '.join(options.by)}: ask for one at a time")
     # what takes a while and the table does not show is computed for the file
     also = ON_REQUEST if options.out is not None else ()
-    results = all_statistics(open_for_question(options.lake), options, options.by, also=also)
+    results = all_statistics(open_for_question(options.lake, options.site), options, options.by, also=also)
     _write(results[0], options.out)
     tables = [_per_tag(result) for result in results]
     if options.json:
@@ -126,7 +127,7 @@ def _add_rank(commands: Any) -> None:
         "neuronlake rank my.lake --by Tense --method welch_t --tags Past --json\n"
         "neuronlake rank my.lake --by \"CASE WHEN deprel='root' THEN 'root' ELSE 'other' END\" --out root.parquet",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     add_label_options(parser)
     add_pass_options(parser)
     parser.add_argument("--method", default="auroc", metavar="NAME", help="ranker (default: auroc; --methods lists all)")
@@ -154,10 +155,10 @@ def _rank(options: argparse.Namespace) -> int:
         raise InputError(f"top must be at least 1, got {options.top}")
     if options.permutations is not None and options.permutations < 1:
         raise InputError(f"permutations must be at least 1, got {options.permutations}")
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     result = statistics(lake, options, also=ranker.also)
     exact = refined(lake, result, options.method, top=options.top, scheduler=options.scheduler)
-    ranking = rank(exact, options.method, top=options.top, tags=options.tags)
+    ranking = [{**entry, "site": lake.site} for entry in rank(exact, options.method, top=options.top, tags=options.tags)]
     if options.permutations is not None:
         null = permuted(
             lake, result, options.method, permutations=options.permutations, seed=options.seed, scheduler=options.scheduler

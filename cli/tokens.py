@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from neuronlake.cli.analyse import context, context_width, print_tokens
-from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
-from neuronlake.cli.questions import open_for_question, parse_where, progress_bar
+from neuronlake.cli.common import add_command, messages, number, output, table
+from neuronlake.cli.questions import add_asked_lake, open_for_question, parse_where, print_answer, progress_bar
 from neuronlake.store import InputError, Lake
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _add_tokens(commands: Any) -> None:
         "neuronlake tokens my.lake L12.N345 --below -1 --where upos=NOUN --per-document 1 --labels upos deprel\n"
         "neuronlake tokens my.lake L12.N345 --above 0.5 --by-row --out tokens.parquet",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     parser.add_argument("neuron", metavar="NEURON", help="layer and neuron, as in L12.N345")
     parser.add_argument("--above", type=float, metavar="X", help="values greater than this")
     parser.add_argument("--below", type=float, metavar="X", help="values less than this; with --above: between the two")
@@ -96,7 +96,7 @@ def _tokens(options: argparse.Namespace) -> int:
         if options.count:
             raise InputError("--count writes no file: leave --out out")
         check_new(options.out, (".parquet", ".csv"))
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     layer, neuron = parse_neuron(options.neuron, lake)
     for label in options.labels:
         if label not in lake.label_columns:
@@ -121,8 +121,8 @@ def _tokens(options: argparse.Namespace) -> int:
         if options.out is not None:
             _write_tokens(lake, found, options.out, options.labels, options.neuron)
         if options.json:
-            print_json(
-                {"tokens": found.total, "out": options.out and str(options.out), "chunks_read": len(found.blocks_read)}
+            print_answer(
+                lake, {"tokens": found.total, "out": options.out and str(options.out), "chunks_read": len(found.blocks_read)}
             )
         elif options.out is not None:
             console.print(f"{len(found.lines):,} tokens written to {options.out}", markup=False)
@@ -131,7 +131,7 @@ def _tokens(options: argparse.Namespace) -> int:
         return 0
     described = describe_lines(lake, found.lines, found.values, options.labels)
     if options.json:
-        print_json(described)
+        print_answer(lake, described)
         return 0
     if not described:
         bottom = options.above is None
@@ -167,7 +167,7 @@ def _write_tokens(lake: Lake, found: "TokensBeyond", path: Path, labels: list[st
         if label in kinds:
             raise InputError(f"the table would have two columns {label!r}: leave the label out")
     schema = pa.schema([*kinds.items(), *((label, pa.string()) for label in labels)])
-    with table_writer(path, schema, {"lake": lake.fingerprint, "neuron": neuron}) as writer:
+    with table_writer(path, schema, {"lake": lake.fingerprint, "site": lake.site, "neuron": neuron}) as writer:
         for first in range(0, len(found.lines), _LINES):
             here = slice(first, first + _LINES)
             lines = [
@@ -187,7 +187,7 @@ def _add_neurons(commands: Any) -> None:
         "neuronlake neurons my.lake --form dog --score hits        # how often among the 32 strongest of a token\n"
         "neuronlake neurons my.lake --where \"upos='VERB' AND Tense='Past'\" --layer 12 --json",
     )
-    add_lake(parser)
+    add_asked_lake(parser)
     add_token_choice(parser)
     parser.add_argument("--layer", type=int, metavar="L", help="neurons of this layer only")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="how many neurons (default: 20)")
@@ -207,7 +207,7 @@ def _neurons(options: argparse.Namespace) -> int:
     from neuronlake.analysis.firing import check_k
 
     check_k(options.top)
-    lake = open_for_question(options.lake)
+    lake = open_for_question(options.lake, options.site)
     tokens = chosen_tokens(lake, options)
     layers = None if options.layer is None else [options.layer]
     one = options.row is not None and tokens.count == 1
@@ -224,7 +224,7 @@ def _neurons(options: argparse.Namespace) -> int:
             )
     examples = _examples(lake, tokens)
     if options.json:
-        print_json({"tokens": tokens.count, "score": score, "examples": examples, "neurons": found})
+        print_answer(lake, {"tokens": tokens.count, "score": score, "examples": examples, "neurons": found})
         return 0
     _print_neurons(tokens.count, score, examples, found)
     return 0

@@ -1,7 +1,7 @@
 """From a corpus and a model to a lake: readers, alignment, plan, capture."""
 
 from neuronlake.extractor.attribution import AttributionReport, AttributionSettings, attribute
-from neuronlake.extractor.corpora import ConlluCorpus, TableCorpus, TextCorpus
+from neuronlake.extractor.corpora import AudioCorpus, ConlluCorpus, TableCorpus, TextCorpus
 from neuronlake.extractor.extract import ExtractReport, ExtractSettings, Observer, extract
 from neuronlake.extractor.labelling import label_with_conllu, label_with_spacy
 from neuronlake.extractor.source import ModelSource, resolve_model
@@ -9,6 +9,7 @@ from neuronlake.extractor.source import ModelSource, resolve_model
 __all__ = [
     "AttributionReport",
     "AttributionSettings",
+    "AudioCorpus",
     "ConlluCorpus",
     "ExtractReport",
     "ExtractSettings",

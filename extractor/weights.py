@@ -14,6 +14,7 @@ from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.vocabulary import read_vocabulary
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.lake import Lake, open_lake
+from neuronlake.store.layout import DEFAULT_SITE
 from neuronlake.store.weights import EMBEDDINGS, VECTORS, Weights, find_weights, keep_weights, neuron_arrays
 
 MAX_EMBEDDING_BYTES = 1 << 30  # 1 GiB as float16: 128,256 tokens of 4,096 dimensions
@@ -70,6 +71,7 @@ def store_weights(
     """
     opened = open_lake(lake)
     check_model(opened, source)
+    opened = opened.at(DEFAULT_SITE)
     try:
         there = find_weights(opened.path, source.sha256, full=True)
     except DamageError:

@@ -1,5 +1,6 @@
 """Synthetic lakes written through the real plan builder and block writer."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,29 @@ from neuronlake.store import BlockWriter, Lake, LakeSpec, create_lake, open_lake
 from neuronlake.store.plan_record import PlanRecord, publish_plan
 
 
-def make_spec(*, layers: int, neurons: int, block_rows: int, chunk_neurons: int, encoding: str) -> LakeSpec:
-    """A spec for activations of no particular model."""
+def make_spec(
+    *,
+    layers: int,
+    neurons: int,
+    block_rows: int,
+    chunk_neurons: int,
+    encoding: str,
+    site: str = layout.DEFAULT_SITE,
+    others: Mapping[str, int] | None = None,
+) -> LakeSpec:
+    """A spec for activations of no particular model; `others` are further sites and their widths."""
+    widths = dict(others or {})
     return LakeSpec(
         model={"name": "synthetic", "sha256": "0", "architecture": "none"},
         capture={"dtype": "float32"},
         plan={"corpus": {"kind": "synthetic"}, "context": "sentence"},
-        sites=(layout.DEFAULT_SITE,),
+        sites=(site, *widths),
         layers=tuple(range(layers)),
         neurons=neurons,
         block_rows=block_rows,
         chunk_neurons=chunk_neurons,
         encoding=encoding,
+        widths={site: width for site, width in widths.items() if width != neurons},
     )
 
 
@@ -105,20 +117,21 @@ def write_blocks(
     spec: LakeSpec,
     record: PlanRecord,
     rows: NDArray[np.int64],
-    values: NDArray[np.float32],
+    values: NDArray[np.float32] | Mapping[str, NDArray[np.float32]],
     blocks: Many[int] | None = None,
     tap: Any = None,
 ) -> None:
-    """Commit blocks: `values` is float32 (layers, tokens, neurons), `rows` each token's global row."""
+    """Commit blocks: `values` is float32 (layers, tokens, neurons), or by site; `rows` each token's global row."""
+    of_sites = values if isinstance(values, Mapping) else {spec.sites[0]: values}
     with BlockWriter(root, spec, tap=tap) as writer:
         for block in range(record.blocks) if blocks is None else blocks:
             mine = np.flatnonzero(rows // spec.block_rows == block)
             buffer = writer.buffer(len(mine))
-            for layer in spec.layers:
+            for site, layer in buffer.keys:
                 buffer.put(
-                    layout.DEFAULT_SITE,
+                    site,
                     layer,
-                    np.ascontiguousarray(values[layer][mine]),
+                    np.ascontiguousarray(of_sites[site][layer][mine]),
                     np.arange(len(mine)),
                     rows[mine] % spec.block_rows,
                 )
@@ -174,6 +187,30 @@ def synthetic_lake(
     return spec, rows, values
 
 
+def two_site_lake(
+    root: Path, *, tokens: int = 300, encoding: str = "float16", start: Any = None, sites: Mapping[str, int] | None = None
+) -> tuple[LakeSpec, NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+    """Write a random lake of 10 neurons at mlp.post and 7 units at resid.post, or of other sites, in blocks of 64 rows.
+
+    Returns spec, every token's row, and the float32 values of every site (layers, tokens, units); unit 3 of both is large on
+    nouns, the more so at the second. `start` gets the planned lake and returns the writer's tap.
+    """
+    rng = np.random.default_rng(11)
+    widths = {layout.DEFAULT_SITE: 10, "resid.post": 7} if sites is None else dict(sites)
+    (first, neurons), *others = widths.items()
+    spec = make_spec(
+        layers=2, neurons=neurons, block_rows=64, chunk_neurons=4, encoding=encoding, site=first, others=dict(others)
+    )
+    sentences = random_sentences(rng, tokens, tags=("ADJ", "NOUN", "VERB"))
+    record, rows = plan_lake(root, spec, sentences)
+    nouns = np.array([word.labels["upos"] == "NOUN" for sequence in sentences for word in sequence.sentences[0].words])
+    values = {site: rng.standard_normal((2, tokens, width)).astype(np.float32) for site, width in widths.items()}
+    for place, site in enumerate(widths):
+        values[site][:, nouns, 3] += 1 + place
+    write_blocks(root, spec, record, rows, values, tap=None if start is None else start(root))
+    return spec, rows, values
+
+
 class GrowingLake:
     """A lake of six blocks that are committed when asked for; a tag occurs in the later ones only."""
 
@@ -203,9 +240,9 @@ def assert_close_statistics(found: Any, expected: Any) -> None:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
-def foreign_values(root: Path, layer: int) -> NDArray[np.float32]:
+def foreign_values(root: Path, layer: int, site: str = layout.DEFAULT_SITE) -> NDArray[np.float32]:
     """A layer through plain zarr-python and the formula in its attributes alone: float32 (rows of the plan, neurons)."""
-    array = zarr.open_array(root / f"activations/mlp.post/{layer}", mode="r")
+    array = zarr.open_array(root / f"activations/{site}/{layer}", mode="r")
     formula, a = str(array.attrs["decode"]), array[:]
     if "scales" not in array.attrs:
         return np.asarray(eval(formula, {"a": a, "numpy": np}), dtype=np.float32)

@@ -35,6 +35,7 @@ class MemoryLake:
     """
 
     fingerprint = "memory"
+    site = "mlp.post"
     label_columns = ("upos", "form", "source", "document_name")
 
     def __init__(
@@ -130,8 +131,7 @@ class MemoryLake:
         """All values of a layer as they are stored, float32 (rows, neurons)."""
         return from_codes(to_codes(self.values[layer], self.encoding), self.encoding)
 
-    def read_codes(self, *, layer: int, block: int, chunk: int, out: NDArray[Any], site: str = "mlp.post") -> NDArray[Any]:
-        assert site == "mlp.post"
+    def read_codes(self, *, layer: int, block: int, chunk: int, out: NDArray[Any]) -> NDArray[Any]:
         assert out.flags.c_contiguous
         assert out.shape == (self.block_rows, self.chunk_neurons)
         columns = slice(chunk * self.chunk_neurons, (chunk + 1) * self.chunk_neurons)
@@ -141,14 +141,14 @@ class MemoryLake:
         return out[:, : codes.shape[1]]
 
     def read_chunks(
-        self, *, layer: int, block: int, chunks: range, rows: int | None, out: NDArray[Any], site: str = "mlp.post"
+        self, *, layer: int, block: int, chunks: range, rows: int | None, out: NDArray[Any]
     ) -> Generator[NDArray[Any]]:
         for chunk in chunks:
-            found = self.read_codes(layer=layer, block=block, chunk=chunk, out=out, site=site)
+            found = self.read_codes(layer=layer, block=block, chunk=chunk, out=out)
             out[rows:] = np.nan if out.dtype == np.float32 else 0x7FFF  # NaN in float16 and bfloat16: nobody may look
             yield found
 
-    def chunk_scales(self, *, layer: int, block: int, chunk: int, site: str = "mlp.post") -> None:
+    def chunk_scales(self, *, layer: int, block: int, chunk: int) -> None:
         """None of its encodings has any."""
 
     def read_block(
@@ -157,11 +157,9 @@ class MemoryLake:
         layer: int,
         block: int,
         neurons: Sequence[int] | None = None,
-        site: str = "mlp.post",
         rows: Any = None,
         out: Any = None,
     ) -> NDArray[np.float32]:
-        assert site == "mlp.post"
         values = self.stored(layer)[self._block(block)]
         if out is not None:
             assert neurons is None

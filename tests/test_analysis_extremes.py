@@ -11,7 +11,6 @@ from lakes import make_spec, plan_lake, random_sentences, write_blocks
 
 from neuronlake.analysis.extremes import find_extremes
 from neuronlake.analysis.queries import find_top
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store import Lake, open_lake
 from neuronlake.store.index import complete_index, index_block
 from neuronlake.store.index_build import EXTREMES
@@ -85,7 +84,7 @@ def test_equals_brute_force(lakes, data):
     if share is not None:
         mask = ordinary & (np.random.default_rng(data.draw(st.integers(0, 9))).random(len(ordinary)) < share)
     expected = brute(lake, layer, neuron, ordinary if mask is None else mask, bottom=bottom, cap=cap)[:k]
-    found = find_extremes(lake, layer, neuron, k, bottom=bottom, eligible=mask, per_document=cap, site=DEFAULT_SITE)
+    found = find_extremes(lake, layer, neuron, k, bottom=bottom, eligible=mask, per_document=cap)
     assert found.lines.tolist() == expected.tolist()
     rows = expected // ROWS
     values = [
@@ -137,7 +136,7 @@ def test_a_damaged_list_costs_time_only(lakes, tmp_path):
 def test_the_index_of_a_block_is_the_same_from_memory_and_from_disk(lakes):
     by_block = lakes[0]
     for block in by_block.blocks:
-        made = index_block(by_block, block)[DEFAULT_SITE]
+        made = index_block(by_block, block)[by_block.site]
         (segment,) = [part for part in by_block.index().segments if part.blocks == (block,)]
         assert segment.ordinary.tolist() == [made.ordinary]
         for name, array in segment.arrays.items():

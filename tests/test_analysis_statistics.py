@@ -206,7 +206,6 @@ def test_memory_does_not_grow_with_blocks():
         tracemalloc.start()
         job = column_pass.Pass(
             source=lake,
-            site="mlp.post",
             tags=labels.tags,
             kept=np.arange(3),
             folds=2,
@@ -218,7 +217,7 @@ def test_memory_does_not_grow_with_blocks():
             folder=None,
         )
         column_pass.piece_statistics([job], layer=0, first=0, stop=8)
-        column_auroc(lake, [again] * blocks, layer=0, chunk=0, site="mlp.post", segment_bytes=100_000)
+        column_auroc(lake, [again] * blocks, layer=0, chunk=0, segment_bytes=100_000)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size

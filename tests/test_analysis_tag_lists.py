@@ -12,7 +12,6 @@ from test_analysis_extremes import NEURONS, ROWS, brute
 
 from neuronlake.analysis.extremes import find_extremes
 from neuronlake.analysis.queries import find_top
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.analysis.tag_building import TagListsBuilder, complete_tag_lists
 from neuronlake.store import InputError, Lake, complete_index, open_lake, verify
 from neuronlake.store.commits import commit_checksum
@@ -141,7 +140,7 @@ def test_top_equals_brute_force(tagged, data):
     share = data.draw(st.sampled_from([0.05, 0.5, 1.0]))
     mask = np.isin(upos, list(chosen)) & (np.random.default_rng(data.draw(st.integers(0, 9))).random(len(upos)) < share)
     expected = brute(lake, layer, neuron, mask, bottom=bottom, cap=cap)[:k]
-    found = find_extremes(lake, layer, neuron, k, bottom=bottom, eligible=mask, per_document=cap, site=DEFAULT_SITE)
+    found = find_extremes(lake, layer, neuron, k, bottom=bottom, eligible=mask, per_document=cap)
     assert found.lines.tolist() == expected.tolist()
 
 

@@ -50,7 +50,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> object:
 def test_info(capsys: pytest.CaptureFixture[str], lake: Path) -> None:
     code, out, _ = run(capsys, "info", lake)
     assert code == 0
-    assert "2 layers × 10 neurons" in out
+    assert "2 layers × 10 neurons at mlp.post\n" in out
     record = run_json(capsys, "info", lake)
     assert isinstance(record, dict)
     assert record["complete"] is True
@@ -152,7 +152,7 @@ def test_plot(capsys: pytest.CaptureFixture[str], lake: Path, tmp_path: Path) ->
         (("plot", "LAKE", "--out", "p.gif"), "known suffixes"),
         (("stats", "LAKE", "--out", "s.csv"), "expected a name ending so"),
         (("frobnicate",), "invalid choice"),
-        (("extract", "x.lake", "--model", "m"), "one of the arguments --conllu --text --table is required"),
+        (("extract", "x.lake", "--model", "m"), "one of the arguments --conllu --text --table --audio is required"),
         (("extract", "x.lake", "--model", "m", "--conllu", "c", "--blocks", "3"), "expected FIRST:LAST"),
         (("extract", "x.lake", "--model", "m", "--conllu", "c", "--batch-tokens", "0"), "at least 1"),
     ],

@@ -65,7 +65,7 @@ def test_bars_of_approximate_scores_are_exact(lake: Path, tmp_path: Path) -> Non
     opened = open_lake(lake)
     table = opened.tokens(labels=["upos"]).to_pandas()
     rows = np.flatnonzero(table["word"] >= 0)
-    blocks = [opened.read_block(layer=1, block=block, neurons=[3], site="mlp.post")[:, 0] for block in opened.blocks]
+    blocks = [opened.read_block(layer=1, block=block, neurons=[3])[:, 0] for block in opened.blocks]
     x = np.concatenate(blocks)[rows]
     positive = table["upos"].to_numpy()[rows] == "VERB"
     wins = (x[positive][:, None] < x[~positive][None]).mean() + (x[positive][:, None] == x[~positive][None]).mean() / 2
@@ -84,7 +84,8 @@ def test_histogram_reports_as_json(lake: Path, tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "a.svg"
     options = ("--kind", "histogram", "--neuron", "L1.N3", "--tags", "VERB", "ADJ", "--subword", "all", "--json")
     assert plot(lake, "--out", out, *options) == 0
-    assert json.loads(capsys.readouterr().out) == {"kind": "histogram", "by": "upos", "method": None, "out": str(out)}
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"kind": "histogram", "by": "upos", "method": None, "site": "mlp.post", "out": str(out)}
     table = open_lake(lake).tokens(labels=["upos"]).to_pandas()
     sizes = table.loc[table["word"] >= 0, "upos"].value_counts()
     shown = texts(out)

@@ -144,7 +144,7 @@ def test_column(run, run_json, lake):
 def test_rows(run, run_json, lake):
     tokens = choose_tokens(lake, form="w7", subword="all")
     record = run_json("rows", "--form", "w7", "--subword", "all", "--layers", "1", "--out", "r.npy")
-    assert record == {"out": "r.npy", "shape": [tokens.count, 1, 70], "layers": [1]}
+    assert record == {"out": "r.npy", "shape": [tokens.count, 1, 70], "layers": [1], "site": "mlp.post"}
     np.testing.assert_array_equal(np.load("r.npy")[:, 0], stored(lake, 1)[tokens.rows])
     assert np.load("r.rows.npy").tolist() == tokens.rows.tolist()
     code, out, _ = run("rows", "--row", "3", "4", "--out", "r.zarr")
@@ -154,7 +154,8 @@ def test_rows(run, run_json, lake):
 def test_top_of_a_weighted_set(run, run_json, lake):
     found = run_json("top", "L0.N11*0.7", "L1.N3*-2e-1", "L0.N4", "-k", "6", "--where", "upos=VERB", "--bottom")
     weights = {(0, 11): 0.7, (1, 3): -0.2, (0, 4): 1.0}
-    assert found == top_tokens_weighted(lake, weights, 6, bottom=True, where=("upos", "VERB"))
+    expected = top_tokens_weighted(lake, weights, 6, bottom=True, where=("upos", "VERB"))
+    assert found == [{**entry, "site": "mlp.post"} for entry in expected]
     assert run_json("top", "L0.N11*1") == run_json("top", "L0.N11")
     assert run("top", "L0.N11*2", "-k", "3", "--labels", "upos")[1].count("«") == 3
 

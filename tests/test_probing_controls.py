@@ -13,7 +13,7 @@ from neuronlake.analysis.probing.features import chosen_neurons, whole_layers
 from neuronlake.analysis.probing.settings import ProbeSettings
 from neuronlake.analysis.probing.task import prepare
 from neuronlake.analysis.probing.variants import beside_random, names_of
-from neuronlake.store import open_lake, write_lake
+from neuronlake.store import Lake, open_lake, write_lake
 from neuronlake.store.errors import InputError
 
 FAST = {"classifier": "lda", "bootstrap_draws": 50}
@@ -204,7 +204,7 @@ def test_another_lake_is_tested_on_whole():
     assert result.settings["test_lake"] == "other"
     with pytest.raises(InputError, match="holds the same tokens"):
         probe(learned, test=planted(seed=0))
-    with pytest.raises(InputError, match="12 neurons, the other one 2 of 10"):
+    with pytest.raises(InputError, match=r"12 neurons at mlp\.post, the other one 2 of 10"):
         probe(learned, test=MemoryLake(neurons=12))
 
 
@@ -215,6 +215,7 @@ def test_a_lake_of_another_model_is_refused(tmp_path):
     assert '"sha256": "0"' in spec.read_text() or '"sha256":"0"' in spec.read_text()
     other = open_lake(tmp_path / "b.lake")
     other.spec.model["sha256"] = "1"
+    other = Lake(other.path, other.spec, other.plan, other.blocks)  # as one opens whose record says so
     with pytest.raises(InputError, match="was extracted from another model"):
         probe(open_lake(tmp_path / "a.lake"), test=other)
 

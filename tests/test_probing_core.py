@@ -39,7 +39,7 @@ def test_a_lake_matrix_reads_rows_and_neurons_in_order():
     rows = rng.random(len(lake.blocks) * lake.block_rows) < 0.3
     features = chosen_neurons(lake, ["L0.N7", "L2.N1", "L2.N8"])
     centre, factor = rng.normal(size=3), rng.random(3)
-    matrix = LakeMatrix(lake, features, rows, site="mlp.post").scaled(centre, factor)
+    matrix = LakeMatrix(lake, features, rows).scaled(centre, factor)
     expected = np.stack([lake.stored(layer)[rows, neuron] for layer, neuron in ((0, 7), (2, 1), (2, 8))], axis=1)
     found = np.full(matrix.shape, np.nan)
     order = rng.permutation(len(matrix.tiles))
@@ -47,7 +47,7 @@ def test_a_lake_matrix_reads_rows_and_neurons_in_order():
         found[tile] = values
     np.testing.assert_allclose(found, (expected - centre) * factor, rtol=1e-5, atol=1e-6)
     assert [part.stop - part.start for part in matrix.parts] == [1, 2]
-    whole = LakeMatrix(lake, whole_layers(lake, None), rows, site="mlp.post")
+    whole = LakeMatrix(lake, whole_layers(lake, None), rows)
     assert whole.shape == (rows.sum(), 20)
     seen = np.concatenate([values.copy() for _, values in stream(whole)])
     np.testing.assert_array_equal(seen, np.concatenate([lake.stored(layer)[rows] for layer in (0, 2)], axis=1))
@@ -61,7 +61,7 @@ def test_scatter_of_some_rows(tmp_path, keep, share):
     lake = open_lake(tmp_path / "a.lake")
     counted = counted_rows(lake, "last")
     rows = counted & (np.random.default_rng(1).random(len(counted)) < max(share, 0.01))
-    found = scatter_of_rows(lake, whole_layers(lake, [1]), rows, subword="last", site="mlp.post", keep=keep)
+    found = scatter_of_rows(lake, whole_layers(lake, [1]), rows, subword="last", keep=keep)
     values = lake.read(layer=1, rows=np.flatnonzero(rows)).astype(np.float64) - found.centre
     assert found.rows == rows.sum()
     # values minus the centre are rounded to float32, products are not
@@ -73,7 +73,7 @@ def test_scatter_of_some_rows(tmp_path, keep, share):
 def test_kept_scatter_is_read_again_and_added_to(tmp_path, monkeypatch):
     growing = GrowingLake(tmp_path / "a.lake")
     lake = growing.commit(0, 1, 2)
-    everything = {"subword": "last", "site": "mlp.post", "keep": True}
+    everything = {"subword": "last", "keep": True}
     features = whole_layers(lake, [1])
     scatter_of_rows(lake, features, counted_rows(lake, "last"), **everything)
     (first,) = kept_results(lake.path, kept=COVARIANCES)

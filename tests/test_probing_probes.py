@@ -113,7 +113,7 @@ def test_large_offsets_do_not_matter(classifier):
     assert abs(plain.accuracy - moved.accuracy) < 0.02
     labels = token_labels(lake, "upos")
     labelled = labels.codes >= 0
-    matrix = LakeMatrix(lake, whole_layers(lake, [2]), labelled, site="mlp.post")
+    matrix = LakeMatrix(lake, whole_layers(lake, [2]), labelled)
     scatter = gather_scatter(matrix, centre_of(matrix))
     (sums,) = gather_sums(matrix, scatter.centre, [labels.codes[labelled]], 3)
     values = lake.stored(2).astype(np.float64)

@@ -44,7 +44,6 @@ class FitSettings:
     seed: int
     keep: bool
     max_bytes: int
-    site: str
 
     def as_dict(self) -> dict[str, Any]:
         """Return those that the classifier uses."""
@@ -71,8 +70,8 @@ class Fitting:
         self.features = features
         self.tags = len(task.train.tags)
         self._check_memory()
-        self._matrix = LakeMatrix(source, features, task.train_rows, site=settings.site)
-        self._test = LakeMatrix(task.test_source, features, task.test_rows, site=settings.site)
+        self._matrix = LakeMatrix(source, features, task.train_rows)
+        self._test = LakeMatrix(task.test_source, features, task.test_rows)
 
     @cached_property
     def _scatter(self) -> Scatter:
@@ -82,7 +81,6 @@ class Fitting:
             self.features,
             self._task.train_rows,
             subword=self._task.train.subword,
-            site=settings.site,
             keep=settings.keep,
         )
 

@@ -30,7 +30,7 @@ _ARRAYS = ("centre", "total", "gram")
 
 
 def scatter_of_rows(
-    source: LakeSource, features: FeatureSet, rows: NDArray[np.bool_], *, subword: str, site: str, keep: bool
+    source: LakeSource, features: FeatureSet, rows: NDArray[np.bool_], *, subword: str, keep: bool
 ) -> Scatter:
     """Scatter of some rows, from what the lake keeps of their layer where that takes less reading.
 
@@ -45,31 +45,31 @@ def scatter_of_rows(
     keep
         Use what is kept, and keep what is gathered.
     """
-    matrix = LakeMatrix(source, features, rows, site=site)
+    matrix = LakeMatrix(source, features, rows)
     single = len(features.columns) == 1 and features.columns[0][1] is None
     if keep and single and isinstance(source, Lake):
         counted = counted_rows(source, subword)
         others = counted & ~rows
         if not np.any(rows & ~counted) and np.count_nonzero(others) <= np.count_nonzero(rows):
-            everything = kept_scatter(source, features.layers[0], counted, subword=subword, site=site)
-            rest = LakeMatrix(source, features, others, site=site)
+            everything = kept_scatter(source, features.layers[0], counted, subword=subword)
+            rest = LakeMatrix(source, features, others)
             return everything.plus(gather_scatter(rest, everything.centre), -1)
     return gather_scatter(matrix, centre_of(matrix))
 
 
-def kept_scatter(lake: Lake, layer: int, counted: NDArray[np.bool_], *, subword: str, site: str) -> Scatter:
+def kept_scatter(lake: Lake, layer: int, counted: NDArray[np.bool_], *, subword: str) -> Scatter:
     """Scatter of all counted rows of a layer, as it is kept; gathered and kept, as far as it is not.
 
     Where the lake cannot be written to it is gathered alone.
     """
-    key = {"lake": lake.fingerprint, "site": site, "layer": layer, "subword": subword, "version": VERSION}
+    key = {"lake": lake.fingerprint, "site": lake.site, "layer": layer, "subword": subword, "version": VERSION}
     prefix = f"L{layer}-{subword}-{_hash(key)[:16]}"
     checksums = block_checksums(lake)
     known, covered = _find(lake, prefix, key, checksums)
     if known is not None and len(covered) == len(checksums):
         return known
     missing = counted.reshape(len(lake.blocks), -1) & ~np.isin(lake.blocks, sorted(covered))[:, None]
-    matrix = LakeMatrix(lake, whole_layers(lake, [layer]), missing.ravel(), site=site)
+    matrix = LakeMatrix(lake, whole_layers(lake, [layer]), missing.ravel())
     gathered = gather_scatter(matrix, centre_of(matrix) if known is None else known.centre)
     found = gathered if known is None else known.plus(gathered)
     name = f"{prefix}-{_hash(checksums)[:8]}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from neuronlake.analysis.labels import MIN_TOKENS, token_labels
 from neuronlake.analysis.probing.features import NeuronRef, chosen_neurons, whole_layers
 from neuronlake.analysis.probing.matrix import LakeMatrix
-from neuronlake.analysis.source import DEFAULT_SITE, LakeSource
+from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 
 
@@ -24,7 +24,6 @@ def labelled_matrix(
     subword: str = "last",
     shift: int = 0,
     min_tokens: int = MIN_TOKENS,
-    site: str = DEFAULT_SITE,
 ) -> tuple[LakeMatrix, NDArray[np.str_], NDArray[np.int32]]:
     """Return X, y and the documents of all labelled tokens, for the estimators; nothing of X is read yet.
 
@@ -44,8 +43,6 @@ def labelled_matrix(
         A layer or several; None means all.
     neurons
         Exactly these, as names or (layer, neuron) pairs, instead of layers; columns are ordered by layer and number.
-    site
-        Site of the activations.
 
     Returns
     -------
@@ -70,4 +67,4 @@ def labelled_matrix(
     labels = token_labels(lake, by, where=where, subword=subword, shift=shift, min_tokens=min_tokens)
     rows = labels.codes >= 0
     y: NDArray[np.str_] = np.array(labels.tags)[labels.codes[rows]]
-    return LakeMatrix(lake, features, rows, site=site), y, labels.documents[rows]
+    return LakeMatrix(lake, features, rows), y, labels.documents[rows]

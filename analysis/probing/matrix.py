@@ -50,9 +50,9 @@ class LakeMatrix:
 
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def __init__(self, source: LakeSource, features: FeatureSet, rows: NDArray[np.bool_], *, site: str):
+    def __init__(self, source: LakeSource, features: FeatureSet, rows: NDArray[np.bool_]):
         """`rows` says which of the lake's committed rows there are, in block order."""
-        self._source, self._features, self._site = source, features, site
+        self._source, self._features = source, features
         self.rows = rows
         size = features.size
         self._centre, self._factor = np.zeros(size, dtype=np.float32), np.ones(size, dtype=np.float32)
@@ -75,9 +75,9 @@ class LakeMatrix:
         block, rows = self._blocks[tile]
         for (layer, chosen), part in zip(self._features.columns, self.parts, strict=True):
             if chosen is None:
-                self._source.read_block(layer=layer, block=block, neurons=None, site=self._site, rows=rows, out=out[:, part])
+                self._source.read_block(layer=layer, block=block, neurons=None, rows=rows, out=out[:, part])
             else:
-                out[:, part] = self._source.read_block(layer=layer, block=block, neurons=chosen, site=self._site)[rows]
+                out[:, part] = self._source.read_block(layer=layer, block=block, neurons=chosen)[rows]
         scale(out, self._centre, self._factor)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -118,7 +118,7 @@ class LakeMatrix:
         return self._other(self.rows, centre.astype(np.float32), factor.astype(np.float32))
 
     def _other(self, rows: NDArray[np.bool_], centre: NDArray[np.float32], factor: NDArray[np.float32]) -> "LakeMatrix":
-        other = LakeMatrix(self._source, self._features, rows, site=self._site)
+        other = LakeMatrix(self._source, self._features, rows)
         other._centre, other._factor = centre, factor
         return other
 

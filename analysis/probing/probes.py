@@ -167,12 +167,13 @@ def check_same_model(source: LakeSource, other: LakeSource) -> None:
     Raises
     ------
     InputError
-        When layers, neurons or the model's weights differ.
+        When site, layers, neurons or the model's weights differ.
     """
-    if source.neurons != other.neurons or tuple(source.layers) != tuple(other.layers):
+    here, there = ((lake.site, lake.neurons, tuple(lake.layers)) for lake in (source, other))
+    if here != there:
         raise InputError(
-            f"the lake to test on has {len(other.layers)} layers of {other.neurons} neurons, the other one "
-            f"{len(source.layers)} of {source.neurons}: a probe is tested on the neurons that it learned"
+            f"the lake to test on has {len(other.layers)} layers of {other.neurons} neurons at {other.site}, the other one "
+            f"{len(source.layers)} of {source.neurons} at {source.site}: a probe is tested on the neurons that it learned"
         )
     if source.fingerprint == other.fingerprint:
         raise InputError(
@@ -291,7 +292,6 @@ def _pool(
         [task.train],
         layers=whole.layers,
         also=get_ranker(settings.method).also,
-        site=settings.site,
         scheduler=scheduler,
     )[0]
     statistics = refine(source, statistics, settings.method, top=top, labels=task.train, scheduler=scheduler)

@@ -47,8 +47,8 @@ class SampledFitting:
         rows[np.flatnonzero(task.train_rows)[chosen]] = True
         self._labellings = [labelling[sample] for labelling, sample in zip(task.labellings, samples, strict=True)]
         self._samples = [np.searchsorted(chosen, sample) for sample in samples]
-        self._matrix = LakeMatrix(source, features, rows, site=settings.site)
-        self._test = LakeMatrix(task.test_source, features, task.test_rows, site=settings.site)
+        self._matrix = LakeMatrix(source, features, rows)
+        self._test = LakeMatrix(task.test_source, features, task.test_rows)
 
     @cached_property
     def _values(self) -> NDArray[np.float32]:

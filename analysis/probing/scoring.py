@@ -115,7 +115,7 @@ def score(
             "control_draws": settings.control_draws,
             "random_draws": settings.random_draws,
             "bootstrap": {"draws": booted.draws, "level": booted.level, "without": booted.reason},
-            "site": settings.site,
+            "site": source.site,
             "encoding": source.encoding,
         },
         lake=source.fingerprint,

@@ -11,7 +11,6 @@ from neuronlake.analysis.probing.fitting import ELASTIC_NET, LINEAR, PENALTIES, 
 from neuronlake.analysis.probing.sampled import BINARY, SAMPLED
 from neuronlake.analysis.probing.task import TaskSettings
 from neuronlake.analysis.rankers import get_ranker
-from neuronlake.analysis.source import DEFAULT_SITE
 from neuronlake.store.errors import InputError
 
 CLASSIFIERS = (*LINEAR, *SAMPLED)
@@ -89,8 +88,6 @@ class ProbeSettings:
     """Use covariances kept in the lake, and keep them."""
     max_bytes: int = 8 << 30  # 8 GiB
     """Largest memory for matrices."""
-    site: str = DEFAULT_SITE
-    """Site of the activations."""
 
     def __post_init__(self) -> None:
         if self.classifier not in CLASSIFIERS:
