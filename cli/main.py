@@ -16,6 +16,7 @@ import neuronlake.cli.importing
 import neuronlake.cli.index
 import neuronlake.cli.inspect
 import neuronlake.cli.label
+import neuronlake.cli.lesion
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.probe
@@ -66,6 +67,7 @@ def build_parser() -> Parser:
         neuronlake.cli.probe,
         neuronlake.cli.describe,
         neuronlake.cli.weights,
+        neuronlake.cli.lesion,
         neuronlake.cli.neighbours,
         neuronlake.cli.tokens,
         neuronlake.cli.export,
