@@ -143,9 +143,7 @@ def lesion_effects(
     total = sums.targets.sum(axis=0)
     for trial in trials:
         if trial.tag not in sums.tags or not total[sums.tags.index(trial.tag)]:
-            raise InputError(
-                f"tag {trial.tag!r} has no word to predict in the text: there are {', '.join(clean_scores(sums))}"
-            )
+            raise InputError(f"tag {trial.tag!r} has no word to predict; there are words of {', '.join(clean_scores(sums))}")
     resample = _Resample(sums.targets, draws=draws, level=level, seed=seed)
     delta = _differences(sums.log_loss, total)
     effects = [_effect(sums, trial, trials, delta, resample) for trial in trials]

@@ -154,7 +154,7 @@ def _write(folder: Path, name: str, sums: tuple[NDArray[np.float64], NDArray[np.
 def _read(folder: Path, name: str, text: LesionText) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Return a kept run; a damaged one (its zip has checksums) is as good as none."""
     try:
-        with np.load(folder / RUNS / f"{name}.npz", allow_pickle=False) as kept:
+        with np.load(io.BytesIO((folder / RUNS / f"{name}.npz").read_bytes()), allow_pickle=False) as kept:
             log_loss, hits = (kept[array] for array in ("log_loss", "hits"))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
