@@ -2,8 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 NAMESPACE := build/typing
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-vllm lint bench clean
 
 install: $(STAMP)
 
@@ -21,6 +23,17 @@ demo: install
 test: install lint
 	$(BIN)/python -m pytest
 
+# vLLM pins torch, numba and transformers: an environment of its own (4 GB).
+$(VLLM_STAMP): pyproject.toml requirements-vllm.txt requirements-demo.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-demo.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -m pytest tests/vllm
+
 # mypy finds the namespace through a link: neuronlake -> this folder
 lint: install
 	mkdir -p $(NAMESPACE) && ln -sfn ../.. $(NAMESPACE)/neuronlake
@@ -32,4 +45,4 @@ bench: install
 	$(BIN)/python -m benchmarks all
 
 clean:
-	rm -rf .venv build demo *.egg-info
+	rm -rf .venv .venv-vllm build demo *.egg-info

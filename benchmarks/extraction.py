@@ -54,7 +54,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
                         captured(batch)
                     else:
                         with torch.inference_mode():
-                            model.module(input_ids=torch.from_numpy(batch.ids), use_cache=False)
+                            model.module(input_ids=torch.from_numpy(batch.inputs), use_cache=False)
                     seconds[turn] += time.perf_counter() - start
             return seconds[0], seconds[1]
 
@@ -66,7 +66,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
                     bare, captured = alternate(
                         plan,
                         lambda batch, buffer=buffer: model.capture(  # type: ignore[misc]
-                            torch.from_numpy(batch.ids), engine.receiver(buffer, batch)
+                            torch.from_numpy(batch.inputs), engine.receiver(buffer, batch)
                         ),
                     )
                     submitted = time.perf_counter()
@@ -88,7 +88,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
                 def receive(_site: str, layer: int, x: Any) -> None:
                     target[layer].index_copy_(0, rows, x.reshape(-1, x.shape[-1])[chosen].to(torch.float16))
 
-                model.capture(torch.from_numpy(batch.ids), receive)
+                model.capture(torch.from_numpy(batch.inputs), receive)
 
             for plan in plans:
                 bare, seconds = alternate(plan, captured)

@@ -59,7 +59,7 @@ def run(sentences: int = SENTENCES, seed: int = 0) -> dict[str, float]:
     for members in plan_batches(plan.lengths, batch_tokens=batch_tokens)[:3]:
         batch = make_batch(plan, members)
         with torch.inference_mode():
-            model(input_ids=torch.from_numpy(batch.ids), use_cache=False)
+            model(input_ids=torch.from_numpy(batch.inputs), use_cache=False)
         for layer in lake.layers:
             flat = captured[layer].reshape(-1, lake.neurons)[batch.source].astype(np.float16).astype(np.float32)
             stored = lake.read(layer=layer, rows=batch.target + lake.blocks[0] * lake.block_rows)

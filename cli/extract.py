@@ -23,6 +23,7 @@ neuronlake extract ewt.lake --model HuggingFaceTB/SmolLM2-135M --conllu en_ewt-u
 neuronlake extract ewt.lake --model ./models --gguf SmolLM2-135M-Instruct.Q4_1.gguf --conllu treebanks/
 neuronlake extract books.lake --model ./Llama-3-8B --text books/ --tagger en_core_web_sm --context document --on-long split
 neuronlake extract mine.lake --model ./model --table tagged.parquet --encoding bfloat16
+neuronlake extract talks.lake --model facebook/wav2vec2-large-960h-lv60-self --audio utterances.jsonl
 neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8     # a part, as on one of several machines
 neuronlake extract ewt.lake --model ./Llama-3-70B --conllu ewt.conllu --backend vllm --tensor-parallel 4
 """
@@ -42,6 +43,13 @@ def add_commands(commands: Any) -> None:
         "--text", nargs="+", type=Path, metavar="FILE", help="plain text files or folders, each file a document"
     )
     kind.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="tagged sentences as JSONL or Parquet")
+    kind.add_argument(
+        "--audio",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="speech: tables (JSONL or Parquet) of utterances that name their audio files and time their words",
+    )
     corpus.add_argument(
         "--tagger", default="en_core_web_sm", metavar="PIPE", help="spaCy pipeline for --text (default: %(default)s)"
     )
@@ -172,7 +180,7 @@ def _extract(options: argparse.Namespace) -> int:
         backend=options.backend,
         tensor_parallel=options.tensor_parallel,
     )
-    with ExtractProgress(messages()) as progress:
+    with ExtractProgress(messages(), unit="frame" if options.audio else "token") as progress:
         source = resolve_model(
             options.model, gguf=options.gguf, trust_remote_code=options.trust_remote_code, say=progress.observer.say
         )
@@ -189,26 +197,28 @@ def _extract(options: argparse.Namespace) -> int:
 
 def show_counts(console: "Console", report: "ExtractReport") -> None:
     """Print what was planned, how well tokens and words align, and what is committed."""
-    counts = report.counts
-    console.print(
-        f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, "
-        f"{counts['tokens']:,} tokens (and {counts['special']:,} special)"
+    counts, frames = report.counts, report.unit == "frame"
+    rows = f"{counts['tokens']:,} frames" if frames else f"{counts['tokens']:,} tokens (and {counts['special']:,} special)"
+    console.print(f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, {counts['words']:,} words, {rows}")
+    alignment = (
+        f"{counts['uncovered']:,} frames lie in no word; {counts['words_unreached']:,} words reached by no frame"
+        if frames
+        else f"{counts['multi']:,} tokens cover several words, {counts['uncovered']:,} cover none; "
+        f"{counts['words_unreached']:,} words reached by no token, {counts['words_only_multi']:,} only by shared ones"
     )
-    console.print(
-        f"alignment: {counts['multi']:,} tokens cover several words, {counts['uncovered']:,} cover none; "
-        f"{counts['words_unreached']:,} words reached by no token, {counts['words_only_multi']:,} only by shared ones; "
-        f"{counts['truncated_sequences']:,} sequences truncated"
-    )
+    console.print(f"alignment: {alignment}; {counts['truncated_sequences']:,} sequences truncated")
     console.print(
         f"{report.lake}: {report.committed} of {report.blocks} blocks committed, {len(report.extracted)} by this run"
     )
 
 
 def _corpus(options: argparse.Namespace) -> "Corpus":
-    from neuronlake.extractor.corpora import ConlluCorpus, TableCorpus, TextCorpus
+    from neuronlake.extractor.corpora import AudioCorpus, ConlluCorpus, TableCorpus, TextCorpus
 
     if options.conllu:
         return ConlluCorpus(paths=tuple(options.conllu), limit_sentences=options.limit_sentences)
+    if options.audio:
+        return AudioCorpus(paths=tuple(options.audio), limit_sentences=options.limit_sentences)
     if options.table:
         return TableCorpus(paths=tuple(options.table), limit_sentences=options.limit_sentences)
     return TextCorpus(

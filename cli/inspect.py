@@ -52,6 +52,13 @@ def add_commands(commands: Any) -> None:
     )
     add_model_options(check, required=False)
     check.add_argument("--device", help="of --recompute: cpu, cuda or cuda:N (default: the kind that computed the block)")
+    check.add_argument(
+        "--audio",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="of --recompute, for a speech lake: the tables it was made from",
+    )
     check.add_argument("--seed", type=_seed, metavar="S", help="of --recompute: choice of blocks (default: random)")
     check.set_defaults(run=_verify)
 
@@ -95,7 +102,8 @@ def _info(options: argparse.Namespace) -> int:
     lines = {
         "model": f"{lake.spec.model['name']} ({lake.spec.model['architecture']}, computed in {lake.spec.capture['dtype']})",
         "corpus": f"{files}{' …' if len(record['corpus'].get('files', [])) > 4 else ''}, {record['context']} context",
-        "text": ", ".join(f"{counts[name]:,} {name}" for name in ("documents", "sentences", "words", "tokens")),
+        "text": ", ".join(f"{counts[name]:,} {name}" for name in ("documents", "sentences", "words"))
+        + f", {counts['tokens']:,} {lake.plan.unit}s",
         "neurons": f"{len(lake.layers)} layers × {lake.neurons:,} neurons at {lake.site}"
         + "".join(f", {widths[site]:,} at {site}" for site in lake.sites[1:]),
         "stored": f"{size(stored)}, {record['bytes_per_value']:.3f} bytes per value as {lake.encoding}"
@@ -155,6 +163,7 @@ def _check_options(options: argparse.Namespace) -> None:
         "--model": options.model,
         "--gguf": options.gguf,
         "--device": options.device,
+        "--audio": options.audio,
         "--seed": options.seed,
         "--trust-remote-code": options.trust_remote_code or None,
     }
@@ -218,7 +227,7 @@ def _show_repair(console: "Console", report: RepairReport, lake: str) -> None:
 
 def _recompute(options: argparse.Namespace) -> "AuditReport":
     try:
-        from neuronlake.extractor import resolve_model
+        from neuronlake.extractor import AudioCorpus, resolve_model
         from neuronlake.extractor.recompute import recompute
     except ModuleNotFoundError as error:
         raise InputError(f"--recompute needs {error.name}: pip install 'neuronlake[extract]'") from error
@@ -234,6 +243,7 @@ def _recompute(options: argparse.Namespace) -> "AuditReport":
         seed=secrets.randbits(32) if options.seed is None else options.seed,
         device=options.device or "auto",
         trust_remote_code=options.trust_remote_code,
+        audio=AudioCorpus(paths=tuple(options.audio)) if options.audio else None,
         say=say,
     )
 

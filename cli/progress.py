@@ -11,10 +11,11 @@ from neuronlake.extractor.extract import Observer
 
 
 class ExtractProgress:
-    """A bar with tokens per second, bytes written and time left; one line per step where there is no terminal."""
+    """A bar with tokens (or frames: `unit`) per second, bytes written, time left; without a terminal, one line per step."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, *, unit: str = "token"):
         self._console = console
+        self._unit = unit
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -53,8 +54,8 @@ class ExtractProgress:
             self._bar.remove_task(self._planning)
             self._planning = None
         if done_tokens:
-            self._say(f"{done_tokens:,} of {total_tokens:,} tokens are committed already")
-        self._say(f"extracting {total_tokens - done_tokens:,} tokens")
+            self._say(f"{done_tokens:,} of {total_tokens:,} {self._unit}s are committed already")
+        self._say(f"extracting {total_tokens - done_tokens:,} {self._unit}s")
         self._extracting = self._bar.add_task("extracting", total=total_tokens - done_tokens, rate="", written="")
 
     def _advance(self, tokens: int, bytes_written: int) -> None:
@@ -62,5 +63,5 @@ class ExtractProgress:
             return
         self._bar.advance(self._extracting, tokens)
         task = self._bar.tasks[self._bar.task_ids.index(self._extracting)]
-        rate = f"{task.speed:,.0f} tokens/s" if task.speed else ""
+        rate = f"{task.speed:,.0f} {self._unit}s/s" if task.speed else ""
         self._bar.update(self._extracting, rate=rate, written=f"{size(bytes_written)} written")

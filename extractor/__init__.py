@@ -1,11 +1,12 @@
 """From a corpus and a model to a lake: readers, alignment, plan, capture."""
 
-from neuronlake.extractor.corpora import ConlluCorpus, TableCorpus, TextCorpus
+from neuronlake.extractor.corpora import AudioCorpus, ConlluCorpus, TableCorpus, TextCorpus
 from neuronlake.extractor.extract import ExtractReport, ExtractSettings, Observer, extract
 from neuronlake.extractor.labelling import label_with_conllu, label_with_spacy
 from neuronlake.extractor.source import ModelSource, resolve_model
 
 __all__ = [
+    "AudioCorpus",
     "ConlluCorpus",
     "ExtractReport",
     "ExtractSettings",

@@ -1,4 +1,4 @@
-"""Which word does each model token belong to? Decided by character offsets alone."""
+"""Which word does each model token (or frame) belong to? Decided by character offsets (or times) alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,13 +53,41 @@ def align(
     np.add.at(reached, first[covered > 0], 1)
     np.add.at(reached, beyond[covered > 0], -1)
 
+    subword, is_last = _places(word)
+    return Alignment(word=word, subword=subword, is_last=is_last, flags=flags, reached=np.cumsum(reached[:-1]) > 0)
+
+
+def align_times(*, starts: Sequence[float], ends: Sequence[float], centres: NDArray[np.float64]) -> Alignment:
+    """Align frames to words: a frame belongs to the word that is being said at its centre, start ≤ centre < end.
+
+    Parameters
+    ----------
+    starts, ends
+        When the words are said, in seconds; both non-decreasing, no word overlaps another.
+    centres : float64 (frames,)
+        Seconds, ascending.
+    """
+    word_ends = np.asarray(ends, dtype=np.float64)
+    last = np.searchsorted(np.asarray(starts, dtype=np.float64), centres, side="right") - 1  # begun last
+    inside = (last >= 0) & (centres < word_ends[last])
+    word = np.where(inside, last, -1)
+    subword, is_last = _places(word)
+    reached = np.zeros(len(word_ends), dtype=np.bool_)
+    reached[word[inside]] = True
+    flags = np.where(inside, 0, UNCOVERED).astype(np.uint8)
+    return Alignment(word=word, subword=subword, is_last=is_last, flags=flags, reached=reached)
+
+
+def _places(word: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """Number the tokens of every word, and mark the last; words of −1 apart are non-decreasing."""
     single = np.flatnonzero(word >= 0)
-    subword = np.full(len(offsets), -1, dtype=np.int16)
-    is_last = np.zeros(len(offsets), dtype=np.bool_)
+    subword = np.full(len(word), -1, dtype=np.int16)
+    is_last = np.zeros(len(word), dtype=np.bool_)
     if single.size:
-        words = word[single]  # non-decreasing, so equal neighbours are one word
+        words = word[single]  # equal neighbours are one word
         opens = np.concatenate(([True], words[1:] != words[:-1]))
         begin = np.maximum.accumulate(np.where(opens, np.arange(len(words)), 0))
-        subword[single] = np.arange(len(words)) - begin
+        # 32,767 is as far as the plan's column counts
+        subword[single] = np.minimum(np.arange(len(words)) - begin, np.iinfo(np.int16).max)
         is_last[single] = np.concatenate((opens[1:], [True]))
-    return Alignment(word=word, subword=subword, is_last=is_last, flags=flags, reached=np.cumsum(reached[:-1]) > 0)
+    return subword, is_last

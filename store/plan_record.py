@@ -54,6 +54,11 @@ class PlanRecord:
     spec: Mapping[str, Any] | None = field(default=None, repr=False)
     """Second copy of the root's attribute, to restore the root from; `publish_plan` fills it in. None in old records."""
 
+    @property
+    def unit(self) -> str:
+        """What a row is: ``token``, or ``frame`` of a speech encoder's output."""
+        return "frame" if self.spec is not None and "frames" in self.spec["plan"] else "token"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {

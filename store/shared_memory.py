@@ -3,6 +3,7 @@
 import mmap
 import os
 import weakref
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +25,7 @@ class SharedMemory:
         self.path = path
         """Where another process of this user opens it, for as long as the process that created it lives."""
         self._map = mmap.mmap(file, size)
+        self._inode = os.fstat(file).st_ino
         self._next = 0
 
     @classmethod
@@ -52,6 +54,13 @@ class SharedMemory:
             return cls(file, os.fstat(file).st_size, path)
         finally:
             os.close(file)
+
+    def is_at(self, path: str) -> bool:
+        """Whether `path` leads to this memory, and not to what another buffer has there now."""
+        try:
+            return Path(path).stat().st_ino == self._inode
+        except OSError:
+            return False
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return the next part of it: whoever asks for the same arrays in the same order gets the same memory."""

@@ -14,7 +14,8 @@ PADDING = 2
 MULTI = 4
 """The token covers characters of more than one word."""
 UNCOVERED = 8
-"""The token covers no word's character (white space, or text that the corpus does not count as a word)."""
+"""The token covers no word's character (white space, or text that the corpus does not count as a word); of speech, no word
+is being said at the frame's centre."""
 
 PLAN_SCHEMA = pa.schema(
     [

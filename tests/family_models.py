@@ -1,6 +1,6 @@
 """Tiny random models of many families, and their values computed from their own weights by NumPy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from scipy.special import erf
 from transformers import CONFIG_MAPPING, AutoModel
 
+from neuronlake.extractor.families import FAMILIES, find_neurons
+from neuronlake.extractor.sites import site_widths
+
 Array = NDArray[Any]
+DENSE_SITES = ("mlp.post", "mlp.gate", "mlp.gate_sign", "mlp.up", "mlp.out", "attn.head_out", "resid.post")
 HIDDEN, NEURONS, LAYERS, VOCABULARY, POSITIONS = 32, 56, 2, 100, 20
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -56,6 +60,8 @@ class Case:
     final_norm: str | None = None
     """Of the model: applied to the last layer's output before it becomes the last hidden state."""
     neurons: int = NEURONS
+    count: str = "intermediate_size"
+    """What the configuration calls their number."""
     head_columns: int = HIDDEN
     limit: int = POSITIONS
     """Longest sequence that the configuration allows."""
@@ -187,6 +193,7 @@ CASES = [
         mlp_input="mlp:in", up="mlp.up_proj", heads="self_attn.o_proj", attention="self_attn", final_norm="norm",
     ),
     Case(
+        count="n_inner",
         id="gpt2", config={"n_embd": 32, "n_inner": 56, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 20},
         layer="h.{}", down="mlp.c_proj", activation="gelu_tanh", mlp_input="mlp:in", up="mlp.c_fc", heads="attn.c_proj",
         attention="attn", final_norm="ln_f", hard_limit=True,
@@ -201,6 +208,7 @@ CASES = [
         heads="attn.attention.out_proj", attention="attn", final_norm="ln_f", hard_limit=True,
     ),
     Case(
+        count="n_inner",
         id="gptj",
         config={
             "n_embd": 32, "n_inner": 56, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 20, "rotary_dim": 4,
@@ -209,27 +217,45 @@ CASES = [
         attention="attn", final_norm="ln_f",
     ),
     Case(
+        id="gpt_bigcode",
+        config={"n_embd": 32, "n_inner": 56, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 20},
+        count="n_inner", layer="h.{}", down="mlp.c_proj", activation="gelu_tanh", mlp_input="mlp:in", up="mlp.c_fc",
+        heads="attn.c_proj", attention="attn", final_norm="ln_f", hard_limit=True,
+    ),
+    Case(
+        id="codegen",
+        config={
+            "n_embd": 32, "n_inner": 56, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 20, "rotary_dim": 4,
+        },
+        count="n_inner", layer="h.{}", down="mlp.fc_out", activation="gelu_tanh", mlp_input="mlp:in", up="mlp.fc_in",
+        heads="attn.out_proj", attention="attn", final_norm="ln_f",
+    ),
+    Case(
         id="gpt_neox", config=USUAL, layer="layers.{}", down="mlp.dense_4h_to_h", activation="gelu", mlp_input="mlp:in",
         up="mlp.dense_h_to_4h", heads="attention.dense", attention="attention", final_norm="final_layer_norm",
     ),
     Case(
+        count="ffn_dim",
         id="opt", config={**USUAL, "ffn_dim": 56, "word_embed_proj_dim": 32}, layer="decoder.layers.{}", down="fc2",
         activation="relu", mlp_input="final_layer_norm:out", up="fc1", heads="self_attn.out_proj", attention="self_attn",
         final_norm="decoder.final_layer_norm", hard_limit=True,
     ),
     Case(
+        count="ffn_dim",
         id="opt-350m", model_type="opt",
         config={**USUAL, "ffn_dim": 56, "word_embed_proj_dim": 16, "do_layer_norm_before": False}, layer="decoder.layers.{}",
         down="fc2", activation="relu", mlp_input="self_attn_layer_norm:out", up="fc1", heads="self_attn.out_proj",
         attention="self_attn", final_norm="decoder.project_out", hard_limit=True,
     ),
     Case(
+        count="4 × hidden_size",
         id="bloom", config={"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100}, layer="h.{}", neurons=128,
         down="mlp.dense_4h_to_h", activation="gelu_tanh", mlp_input="mlp:in", up="mlp.dense_h_to_4h", final_norm="ln_f",
         heads="self_attention.dense", attention="self_attention", adds_residual=True, limit=1 << 30,
     ),
     *(
         Case(
+            count="ffn_hidden_size",
             id=name, model_type="falcon", config={**USUAL, "ffn_hidden_size": 56, **more}, layer="h.{}",
             down="mlp.dense_4h_to_h", activation="gelu", mlp_input="mlp:in", up="mlp.dense_h_to_4h",
             heads="self_attention.dense", attention="self_attention", final_norm="ln_f",
@@ -241,6 +267,7 @@ CASES = [
         ]
     ),
     Case(
+        count="4 × d_model",
         id="mpt", config={"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 100, "max_seq_len": 20}, neurons=128,
         layer="blocks.{}", down="ffn.down_proj", activation="gelu", mlp_input="ffn:in", up="ffn.up_proj",
         heads="attn.out_proj", attention="attn", final_norm="norm_f",
@@ -270,9 +297,11 @@ CASES = [
             ("roberta", 1, 18, {}),
             ("xlm-roberta", 1, 18, {}),
             ("electra", 0, 20, {"embedding_size": 16}),
+            ("deberta-v2", 0, 20, {"relative_attention": False, "position_biased_input": True}),
         ]
     ),
     Case(
+        count="hidden_dim",
         id="distilbert", causal=False, hard_limit=True, layer="transformer.layer.{}", down="ffn.lin2", activation="gelu",
         config={"dim": 32, "hidden_dim": 56, "n_layers": 2, "n_heads": 4, "vocab_size": 100, "max_position_embeddings": 20},
         mlp_input="ffn:in", up="ffn.lin1", heads="attention.out_lin", attention="attention",
@@ -287,6 +316,7 @@ CASES = [
     ),
     *(
         Case(
+            count="d_ff",
             id=name, model_type="t5", causal=False, layer="block.{}", down="layer.1.DenseReluDense.wo",
             config={
                 "d_model": 32, "d_ff": 56, "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 100,
@@ -302,6 +332,7 @@ CASES = [
         ]
     ),
     Case(
+        count="encoder_ffn_dim",
         id="bart", causal=False, layer="layers.{}", down="fc2", activation="gelu", mlp_input="self_attn_layer_norm:out",
         config={
             "d_model": 32, "encoder_ffn_dim": 56, "decoder_ffn_dim": 40, "encoder_layers": 2, "decoder_layers": 1,
@@ -324,6 +355,7 @@ CASES = [
         ]
     ),
     Case(
+        count="encoder_ffn_dim",
         id="whisper", causal=False, layer="layers.{}", down="fc2", activation="gelu", mlp_input="final_layer_norm:out",
         config={
             "d_model": 32, "encoder_ffn_dim": 56, "decoder_ffn_dim": 40, "encoder_layers": 2, "decoder_layers": 1,
@@ -333,3 +365,42 @@ CASES = [
         up="fc1", heads="self_attn.out_proj", attention="self_attn", final_norm="layer_norm",
     ),
 ]  # fmt: skip
+
+
+def config_count(case: Case) -> int:
+    """Neurons of a layer as the configuration states them."""
+    factor, _, name = case.count.rpartition(" × ")
+    return int(factor or 1) * int(getattr(CONFIG_MAPPING[case.kind](**case.config), name))
+
+
+def markdown_table() -> str:
+    """The families of the table with what the cases show of them, for the documentation."""
+    lines = [
+        "| family | neurons are the inputs of | per layer, by the configuration | activation | attention | without |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        cases = [(case, meta) for case, meta in _meta_models() if find_neurons(meta).pattern.endswith(family.output)]
+        if not cases:
+            continue
+        lacking = [[site for site in DENSE_SITES if site not in site_widths(find_neurons(meta))] for _, meta in cases]
+        columns = [
+            family.name,
+            f"`{family.output}`",
+            _either(f"`{case.count}`" for case, _ in cases),
+            _either(case.activation for case, _ in cases),
+            _either("causal" if case.causal else "both ways" for case, _ in cases),
+            _either(", ".join(each) or "none" for each in lacking),
+        ]
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def _meta_models() -> Iterator[tuple[Case, Any]]:
+    for case in CASES:
+        with torch.device("meta"):
+            yield case, AutoModel.from_config(CONFIG_MAPPING[case.kind](**case.config))
+
+
+def _either(values: Iterable[str]) -> str:
+    return " or ".join(dict.fromkeys(values))

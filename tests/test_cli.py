@@ -152,7 +152,7 @@ def test_plot(capsys: pytest.CaptureFixture[str], lake: Path, tmp_path: Path) ->
         (("plot", "LAKE", "--out", "p.gif"), "known suffixes"),
         (("stats", "LAKE", "--out", "s.csv"), "expected a name ending so"),
         (("frobnicate",), "invalid choice"),
-        (("extract", "x.lake", "--model", "m"), "one of the arguments --conllu --text --table is required"),
+        (("extract", "x.lake", "--model", "m"), "one of the arguments --conllu --text --table --audio is required"),
         (("extract", "x.lake", "--model", "m", "--conllu", "c", "--blocks", "3"), "expected FIRST:LAST"),
         (("extract", "x.lake", "--model", "m", "--conllu", "c", "--batch-tokens", "0"), "at least 1"),
     ],

@@ -6,7 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import CASES, GROUPED, HIDDEN, LAYERS, POSITIONS, SPEECH, Array, Case, apply, reference, save
+from family_models import (
+    CASES,
+    GROUPED,
+    HIDDEN,
+    LAYERS,
+    POSITIONS,
+    SPEECH,
+    Array,
+    Case,
+    apply,
+    config_count,
+    markdown_table,
+    reference,
+    save,
+)
 from transformers import CONFIG_MAPPING
 
 from neuronlake.extractor import resolve_model
@@ -78,7 +92,8 @@ def test_values_are_those_of_the_weights(case: Case, tmp_path: Path) -> None:
     widths = sites_of(case)
     shape = read_shape(source, sites=tuple(widths))
     assert dict(shape.widths) == widths
-    assert (shape.layers, shape.neurons, shape.max_positions) == (LAYERS, case.neurons, case.limit)
+    assert widths["mlp.post"] == config_count(case)
+    assert (shape.layers, shape.max_positions) == (LAYERS, case.limit)
     assert shape.causal == case.causal
     model = Model.load(source, device="cpu", sites=tuple(widths))
     inputs, mask, alone = batch_of(case)
@@ -128,3 +143,8 @@ def test_causal_models_do_not_look_ahead(kind: str, tmp_path: Path) -> None:
     for place in before:
         close(after[place][:, :7], before[place][:, :7], str(place))
         assert (after[place][:, 7] != before[place][:, 7]).any()
+
+
+def test_the_documented_table_is_that_of_the_models() -> None:
+    documented = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in markdown_table().splitlines() if line not in documented] == []

@@ -85,7 +85,6 @@ def test_values_are_those_of_the_experts(kind: str, tmp_path: Path) -> None:
     if kind == "qwen2_moe":
         sites.append("mlp.shared")
     shape = read_shape(source, sites=sites)
-    assert shape.neurons == EXPERTS * NEURONS
     assert dict(shape.widths) == {
         site: {"mlp.routing": EXPERTS, "mlp.out": HIDDEN, "mlp.shared": SHARED}.get(site, EXPERTS * NEURONS)
         for site in sites

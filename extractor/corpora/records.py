@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -33,6 +34,20 @@ class Sentence:
     place: str
     """For error messages: ``file:line``."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterance(Sentence):
+    """A spoken sentence: a stretch of an audio file, and when its words are said. Its text is the words joined by spaces."""
+
+    audio: Path
+    sampling_rate: int
+    """Hertz."""
+    first_sample: int
+    """Of the utterance in its file."""
+    samples: int
+    times: tuple[tuple[float, float], ...]
+    """(start, end) of every word, in seconds from the file's beginning; in order, none overlapping another."""
 
 
 class Corpus(Protocol):

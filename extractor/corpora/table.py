@@ -66,24 +66,30 @@ class TableCorpus:
         InputError
             At the first missing, unreadable or malformed file, naming file and line (JSON) or row (Parquet).
         """
-        files = self._files()
+        files = table_files(self.paths)
         return islice((sentence for file in files for sentence in _read(file)), self.limit_sentences)
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the stream."""
-        return {"kind": "table", "files": identify(self._files()), "limit_sentences": self.limit_sentences}
+        return {"kind": "table", "files": identify(table_files(self.paths)), "limit_sentences": self.limit_sentences}
 
-    def _files(self) -> list[SourceFile]:
-        files = expand(self.paths, suffixes=SUFFIXES)
-        for file in files:
-            if not file.name.lower().endswith(SUFFIXES):
-                raise InputError(f"{file.path}: unknown kind of table; expected a file named *{' or *'.join(SUFFIXES)}")
-        return files
+
+def table_files(paths: Sequence[Path], *, hint: str = "") -> list[SourceFile]:
+    """Return the tables that `paths` stand for, see `expand`; InputError, ending in `hint`, for a file of another kind."""
+    files = expand(paths, suffixes=SUFFIXES)
+    for file in files:
+        if not file.name.lower().endswith(SUFFIXES):
+            raise InputError(f"{file.path}: unknown kind of table; expected a file named *{' or *'.join(SUFFIXES)}{hint}")
+    return files
+
+
+def read_records(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place for error messages, record) of a table; InputError where it cannot be read."""
+    return _parquet_records(file) if file.name.lower().endswith(".parquet") else _json_records(file)
 
 
 def _read(file: SourceFile) -> Iterator[Sentence]:
-    records = _parquet_records(file) if file.name.lower().endswith(".parquet") else _json_records(file)
-    for ordinal, (place, record) in enumerate(records, start=1):
+    for ordinal, (place, record) in enumerate(read_records(file), start=1):
         yield _sentence(file, place, record, ordinal)
 
 
@@ -127,8 +133,8 @@ def _parquet_records(file: SourceFile) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _sentence(file: SourceFile, place: str, record: Mapping[str, Any], ordinal: int) -> Sentence:
     words = _strings(record.get("words"), place)
-    document = _identifier(record, "document", place) or file.stem
-    name = _identifier(record, "sentence", place) or f"{file.stem}:{ordinal}"
+    document = identifier(record, "document", place) or file.stem
+    name = identifier(record, "sentence", place) or f"{file.stem}:{ordinal}"
     columns, metadata = _split(record, len(words), place)
     text = record.get("text")
     if text is None:
@@ -173,11 +179,12 @@ def _spaces(spaces: Any, count: int, place: str) -> Sequence[bool]:
     return spaces
 
 
-def _identifier(record: Mapping[str, Any], key: str, place: str) -> str:
+def identifier(record: Mapping[str, Any], key: str, place: str) -> str:
+    """Return an id as a string, ``""`` where there is none; InputError for a list."""
     value = record.get(key)
     if isinstance(value, list):
         raise InputError(f"{place}: {key!r} is the id of the {key} and cannot be a label column; rename the column")
-    return _scalar(value, key, place)
+    return scalar(value, key, place)
 
 
 def _split(record: Mapping[str, Any], count: int, place: str) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -188,18 +195,19 @@ def _split(record: Mapping[str, Any], count: int, place: str) -> tuple[dict[str,
         if key in _OWN_COLUMNS:
             continue
         if not isinstance(value, list):
-            if scalar := _scalar(value, key, place):
-                metadata[key] = scalar
+            if text := scalar(value, key, place):
+                metadata[key] = text
             continue
         if key in RESERVED_LABELS or not key:
             raise InputError(f"{place}: {key!r} cannot be the name of a label, neuronlake uses it itself; rename the column")
         if len(value) != count:
             raise InputError(f"{place}: label column {key!r} has {len(value)} values, expected {count}, one a word")
-        columns[key] = [_scalar(item, f"{key}[{index}]", place) for index, item in enumerate(value)]
+        columns[key] = [scalar(item, f"{key}[{index}]", place) for index, item in enumerate(value)]
     return columns, metadata
 
 
-def _scalar(value: Any, name: str, place: str) -> str:
+def scalar(value: Any, name: str, place: str) -> str:
+    """Return a value as a string, ``""`` for null and NaN; InputError for what is no text, number or boolean."""
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes a missing value as NaN
         return ""
     if isinstance(value, str):
