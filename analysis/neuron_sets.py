@@ -15,7 +15,7 @@ from neuronlake.store.errors import InputError
 
 _FORMS = (
     '{"NOUN": [[layer, neuron], …], …}, or the list that `neuronlake rank --json` and `key-neurons --json` print: '
-    '[{"tag": …, "layer": …, "neuron": …}, …]'
+    '[{"tag": …, "layer": …, "neuron": …}, …], alone or under "neurons"'
 )
 
 
@@ -73,6 +73,8 @@ def read_sets(path: Path) -> list[NeuronSet]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     found: dict[str, list[tuple[int, int]]] = {}
+    if isinstance(parsed, Mapping) and _is_ranking(parsed.get("neurons")):
+        parsed = parsed["neurons"]
     if isinstance(parsed, list):
         for entry in parsed:
             if not isinstance(entry, Mapping) or not isinstance(entry.get("tag"), str):
@@ -192,6 +194,10 @@ def _draw(
             )
         )
     return result
+
+
+def _is_ranking(entries: Any) -> bool:
+    return isinstance(entries, list) and all(isinstance(entry, Mapping) and "tag" in entry for entry in entries)
 
 
 def _pair(entry: Any, path: Path) -> tuple[int, int]:

@@ -178,7 +178,8 @@ def test_both_forms_of_a_list_are_read_in_their_order(tmp_path: Path) -> None:
     entries = [("NOUN", 3, 7), ("VERB", 0, 1), ("NOUN", 1, 2), ("NOUN", 3, 7)]
     for content in (
         {"NOUN": [[3, 7], [1, 2]], "VERB": ["L0.N1"]},
-        [{"tag": tag, "layer": layer, "neuron": neuron, "score": 1.0} for tag, layer, neuron in entries],
+        listed := [{"tag": tag, "layer": layer, "neuron": neuron, "score": 1.0} for tag, layer, neuron in entries],
+        {"site": "mlp.post", "neurons": listed},
     ):
         path.write_text(json.dumps(content))
         noun, verb = read_sets(path)

@@ -202,6 +202,10 @@ def test_batches_are_as_one_sequence_at_a_time(world: World, model: LesionModel,
     many, one = (measure_lesions(each, text, [done]) for each in (model, alone))
     assert alone.batches == len(text.sequences) > model.batches
     np.testing.assert_allclose(many.log_loss, one.log_loss, rtol=1e-5)
+    # of a family that is not known to be causal, padding is masked
+    masked = LesionModel(model.model, model._neurons, causal=False, device="cpu", batch_tokens=96)
+    assert not masked._looks_ahead()
+    np.testing.assert_allclose(measure_lesions(masked, text, [done]).log_loss, one.log_loss, rtol=1e-5)
 
 
 def test_finished_runs_are_reused_and_damaged_ones_repeated(model: LesionModel, text: LesionText, tmp_path: Path) -> None:
