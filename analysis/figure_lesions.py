@@ -19,7 +19,7 @@ from neuronlake.analysis.figure_style import (
     plain,
     text_inches,
 )
-from neuronlake.analysis.lesion_effects import Effect
+from neuronlake.analysis.lesion_effects import BEYOND, SCARCE, Effect
 from neuronlake.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def lesion_matrix(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
     """Draw Δ log-loss of every lesion (rows) on every tag's targets (columns).
 
     The own tag's cell has a frame, and a star where it exceeds 95 % of the random sets. The last row is the mean of all
-    random sets.
+    random sets. Colours span the tags that are not scarce.
 
     Parameters
     ----------
@@ -58,10 +58,14 @@ def lesion_matrix(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
         When there is nothing to draw or too much, the suffix is unknown, or the folder does not exist.
     """
     path = check_path(path)
-    targets, rows, values = _matrix(effects)
-    if not effects or len(targets) > _MOST_TAGS or len(effects) > _MOST_TAGS:
-        raise InputError(f"{len(effects)} lesions × {len(targets)} tags cannot be drawn: 1 to {_MOST_TAGS} of each can")
+    tags, rows, values = _matrix(effects)
+    if not effects or len(tags) > _MOST_TAGS or len(effects) > _MOST_TAGS:
+        raise InputError(f"{len(effects)} lesions × {len(tags)} tags cannot be drawn: 1 to {_MOST_TAGS} of each can")
+    count = [effects[0].by_target[tag]["targets"] for tag in tags]
+    targets = [f"{plain(tag)} ({number:,})" for tag, number in zip(tags, count, strict=True)]
     numbers = len(targets) <= _MOST_NUMBERS
+    scarce = [number < SCARCE for number in count]
+    random = any(effect.random for effect in effects)
     cell = 0.46 if numbers else 0.24
     left = text_inches(rows, 8) + 0.5
     width = max(6.4, left + 1.4 + cell * len(targets))
@@ -73,12 +77,13 @@ def lesion_matrix(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
         title="What lesions of key neurons do to the prediction of the next word",
         subtitle=subtitle,
         notes=[
-            "Δ log-loss in nats per word: positive is worse prediction. Frames: the lesioned neurons' own tag; ★ more than "
-            "95 % of the layer-matched random sets do to it."
+            "Δ log-loss in nats per word: positive is worse prediction. In brackets: words predicted. Frames: the lesioned "
+            "neurons' own tag" + ("; ★: more than 95 % of the layer-matched random sets do to it." if random else "."),
         ],
     ) as figure:
         axes = figure.add_subplot()
-        low, high = min(0.0, float(values.min())), max(float(values.max()), 1e-12)
+        shown = values if all(scarce) else values[:, ~np.array(scarce)]
+        low, high = min(0.0, float(shown.min())), max(float(shown.max()), 1e-12)
         image = axes.imshow(values, aspect="auto", cmap=COLOURS, interpolation="nearest", vmin=low, vmax=high)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -88,9 +93,9 @@ def lesion_matrix(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
         axes.set_ylabel("lesion: key neurons of")
         if len(rows) > len(effects):
             axes.axhline(len(effects) - 0.5, color="white", lw=2)
-        starred = {place for place, effect in enumerate(effects) if (effect.exceeded or 0) >= 0.95}
+        starred = {place for place, effect in enumerate(effects) if (effect.exceeded or 0) >= BEYOND}
         for row, line in enumerate(values):
-            own = targets.index(plain(effects[row].tag)) if row < len(effects) else -1
+            own = tags.index(effects[row].tag) if row < len(effects) else -1
             for column, value in enumerate(line):
                 star = "★" if column == own and row in starred else ""
                 if numbers:
@@ -105,7 +110,8 @@ def lesion_matrix(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
                     color=LOWER,
                     lw=1.6,
                 )
-        bar = figure.colorbar(image, ax=axes, pad=0.02)
+        ends = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+        bar = figure.colorbar(image, ax=axes, pad=0.02, extend=ends[bool(values.min() < low), bool(values.max() > high)])
         bar.outline.set_visible(False)
         bar.set_label("Δ log-loss (nats)", fontsize=8)
     return path
@@ -266,7 +272,7 @@ def _dose_panel(axes: "Axes", effects: Sequence[Effect]) -> None:
 
 
 def _matrix(effects: Sequence[Effect]) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Targets, names of rows, and Δ (rows, targets); the last row is that of random sets, if there are any."""
+    """Tags of the targets, names of rows, and Δ (rows, targets); the last row is that of random sets, if there are any."""
     tags = list(effects[0].by_target) if effects else []
     own = [effect.tag for effect in effects]
     tags = [tag for tag in own if tag in tags] + [tag for tag in tags if tag not in own]
@@ -275,4 +281,4 @@ def _matrix(effects: Sequence[Effect]) -> tuple[list[str], list[str], NDArray[np
     if effects and all(effect.random for effect in effects):
         rows.append("random, mean")
         values.append([float(np.mean([effect.by_target[tag]["random_mean"] for effect in effects])) for tag in tags])
-    return [plain(tag) for tag in tags], rows, np.array(values, dtype=np.float64).reshape(len(rows), len(tags))
+    return tags, rows, np.array(values, dtype=np.float64).reshape(len(rows), len(tags))

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from neuronlake.analysis.significance import benjamini_hochberg
 from neuronlake.store.errors import InputError
 
-_BEYOND = 0.95  # share of the random sets that an effect should exceed
+BEYOND = 0.95
+"""Share of the random sets that an effect should exceed."""
+SCARCE = 10
+"""A tag of fewer targets says little: it does not count among the others that a lesion is compared on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class Effect:
     own_accuracy: Change
     """Δ accuracy likewise."""
     others: Change
-    """Mean over the other tags of their Δ log-loss."""
+    """Mean over the other tags of their Δ log-loss; of those with at least `SCARCE` targets."""
     selectivity: Change
     """`own` − `others`."""
     random_mean: float | None
@@ -90,7 +93,7 @@ class Effect:
     above_other_keys: Change | None
     """`own` − `other_keys_mean`."""
     by_target: dict[str, dict[str, Any]] = field(repr=False)
-    """Tag of the target → delta, low, high, delta_accuracy, random_mean."""
+    """Tag of the target → targets, Δ log-loss (value, low, high), Δ accuracy, random_mean."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -189,12 +192,13 @@ def _effect(
     sums: LesionSums, trial: Trial, trials: Sequence[Trial], delta: NDArray[np.float64], resample: _Resample
 ) -> Effect:
     own = sums.tags.index(trial.tag)
-    present = [place for place, count in enumerate(sums.targets.sum(axis=0)) if count and place != own]
+    total = sums.targets.sum(axis=0)
+    others_there = [place for place, count in enumerate(total) if count and place != own]
+    present = [place for place in others_there if total[place] >= SCARCE] or others_there
     losses = sums.log_loss[trial.run] - sums.log_loss[0]  # (documents, tags)
     resampled = resample.means(losses)
     hits = sums.hits[trial.run] - sums.hits[0]
     accuracy, resampled_accuracy = hits.sum(axis=0), resample.means(hits)
-    total = sums.targets.sum(axis=0)
 
     def others(values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean over the other tags that occur, (…, tags) -> (…)."""
@@ -246,11 +250,12 @@ def _effect(
         above_other_keys=above_rivals,
         by_target={
             sums.tags[place]: {
+                "targets": int(total[place]),
                 **asdict(resample.change(float(delta[trial.run, place]), resampled[:, place])),
                 "accuracy": float(accuracy[place] / total[place]),
                 "random_mean": float(delta[random, place].mean()) if random else None,
             }
-            for place in sorted([own, *present])
+            for place in sorted([own, *others_there])
         },
     )
 
@@ -282,7 +287,7 @@ def summary(effects: Sequence[Effect]) -> dict[str, Any]:
         random sets; largest_of_keys: no other tag's key neurons hurt it more; all: selectivity above 0 and beyond random.
     """
     selective = [effect.selectivity.value > 0 for effect in effects]
-    beyond = [effect.exceeded is not None and effect.exceeded >= _BEYOND for effect in effects]
+    beyond = [effect.exceeded is not None and effect.exceeded >= BEYOND for effect in effects]
     return {
         "tags": len(effects),
         "above_others": sum(selective),

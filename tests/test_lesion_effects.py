@@ -1,6 +1,7 @@
 """Numbers of lesions: Δ, intervals, p-values against loops over single targets; sets of neurons and their random matches."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,15 @@ def test_one_document_has_no_interval_and_an_absent_tag_no_effect() -> None:
             lesion_effects(Targets().sums(), [Trial(tag=tag, neurons=1, run=1, random=())])
 
 
+def test_scarce_tags_do_not_count_among_the_others() -> None:
+    targets = Targets()
+    targets.tag[np.flatnonzero(targets.tag == 2)[:-3]] = 0  # three of VERB are left
+    effect = lesion_effects(targets.sums(), trials()[:1])[0]
+    assert effect.others.value == pytest.approx(targets.delta(1, 0))
+    assert effect.by_target["VERB"]["targets"] == 3
+    assert effect.by_target["VERB"]["value"] == pytest.approx(targets.delta(1, 2))
+
+
 def test_the_summary_counts() -> None:
     effects = lesion_effects(Targets().sums(), trials())
     counted = summary(effects)
@@ -218,9 +228,9 @@ def test_lists_of_another_form_are_refused(content: str, message: str, tmp_path:
 def test_figures_show_every_lesion_and_target(tmp_path: Path) -> None:
     effects = lesion_effects(Targets().sums(), trials(), draws=50)
     drawn = lesion_matrix(effects, tmp_path / "matrix.svg", subtitle="of PRP$").read_text()
-    for text in ("ADJ", "NOUN", "VERB", "random, mean", "of PRP$", *(f"{e.by_target['ADJ']['value']:.2f}" for e in effects)):
+    for text in ("NOUN", "VERB", "random, mean", "of PRP$", *(f"{e.by_target['ADJ']['value']:.2f}" for e in effects)):
         assert f">{text}<" in drawn
-    assert ">X<" not in drawn
+    assert [re.search(rf">{tag} \((\d+)\)<", drawn) is not None for tag in TAGS] == [True, True, True, False]
     assert drawn.count(">★<") == sum((effect.exceeded or 0) >= 0.95 for effect in effects)
     assert ">NOUN (" in own_effects(effects, tmp_path / "effects.svg").read_text()
     more = lesion_effects(Targets().sums(), [*trials(), Trial(tag="NOUN", neurons=9, run=3, random=(), dose=9)], draws=50)
