@@ -100,7 +100,7 @@ def lesion_matrix(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
                 star = "★" if column == own and row in starred else ""
                 if numbers:
                     colour = "black" if value > (low + high) / 2 else "white"
-                    axes.text(column, row, f"{value:.2f}", color=colour, size=6.3, ha="center", va="center")
+                    axes.text(column, row, f"{round(value, 2) + 0.0:.2f}", color=colour, size=6.3, ha="center", va="center")
                 if star:
                     axes.text(column + 0.47, row - 0.45, star, color=LOWER, size=7, ha="right", va="top")
             if own >= 0:

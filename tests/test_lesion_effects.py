@@ -228,7 +228,13 @@ def test_lists_of_another_form_are_refused(content: str, message: str, tmp_path:
 def test_figures_show_every_lesion_and_target(tmp_path: Path) -> None:
     effects = lesion_effects(Targets().sums(), trials(), draws=50)
     drawn = lesion_matrix(effects, tmp_path / "matrix.svg", subtitle="of PRP$").read_text()
-    for text in ("NOUN", "VERB", "random, mean", "of PRP$", *(f"{e.by_target['ADJ']['value']:.2f}" for e in effects)):
+    for text in (
+        "NOUN",
+        "VERB",
+        "random, mean",
+        "of PRP$",
+        *(f"{round(e.by_target['ADJ']['value'], 2):.2f}" for e in effects),
+    ):
         assert f">{text}<" in drawn
     assert [re.search(rf">{tag} \((\d+)\)<", drawn) is not None for tag in TAGS] == [True, True, True, False]
     assert drawn.count(">★<") == sum((effect.exceeded or 0) >= 0.95 for effect in effects)
