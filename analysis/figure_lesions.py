@@ -217,7 +217,9 @@ def dose_response(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
         subtitle=subtitle,
         notes=["Δ log-loss in nats per word. Bars: 95 % intervals by document bootstrap; band: all random sets."],
     ) as figure:
-        grid = figure.subplots(down, across, squeeze=False, sharex=True)
+        # the legend has a line of its own, across all panels
+        places = figure.add_gridspec(down + 1, across, height_ratios=[0.14, *[1] * down])
+        grid = np.array([[figure.add_subplot(places[row + 1, column]) for column in range(across)] for row in range(down)])
         for axes, tag in zip(grid.ravel(), tags, strict=False):
             _dose_panel(axes, of[tag])
             axes.set_title(f"{plain(tag)} ({of[tag][0].targets:,})", fontsize=8.5)
@@ -228,8 +230,11 @@ def dose_response(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
             lowest.set_xlabel("neurons", fontsize=8)
             lowest.tick_params(labelbottom=True)
         figure.supylabel("Δ log-loss (nats)", fontsize=8.5)
-        handles, shown = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, shown, loc="outside upper left", ncols=len(shown), fontsize=8)
+        shown = [str(label) for label in grid[0, 0].get_legend_handles_labels()[1]]
+        columns = legend_columns(shown, _PANEL[0] * across)
+        above = figure.add_subplot(places[0, :])
+        above.set_axis_off()
+        above.legend(*grid[0, 0].get_legend_handles_labels(), loc="center left", ncols=columns)
     return path
 
 

@@ -169,12 +169,12 @@ def run_lesions(
     }
     files = []
     if out is not None:
-        subtitle = _subtitle(source, settings, text, main[0].neurons)
         for name, draw, what in (
             ("matrix", lesion_matrix, main),
             ("effects", own_effects, main),
             *((("doses", dose_response, effects),) if settings.doses else ()),
         ):
+            subtitle = _subtitle(source, settings, text, None if name == "doses" else main[0].neurons)
             files.append(draw(what, out / f"{name}.{suffix}", subtitle=subtitle))
         _write_sums(out, text, runs)
         files.append(_write(out, RESULT, result))
@@ -245,10 +245,11 @@ def _cost(runs: LesionRuns, lesions: int) -> dict[str, Any]:
     }
 
 
-def _subtitle(source: ModelSource, settings: LesionSettings, text: LesionText, neurons: int) -> str:
+def _subtitle(source: ModelSource, settings: LesionSettings, text: LesionText, neurons: int | None) -> str:
     done = {"zero": "set to zero", "mean": "set to their mean", "clamp": f"set to {settings.value}"}[settings.do]
+    many = "" if neurons is None else f"{neurons:,} "
     return (
-        f"{source.name} · {neurons:,} neurons of each tag {done} · {int(text.targets.sum()):,} words of "
+        f"{source.name} · {many}neurons of each tag {done} · {int(text.targets.sum()):,} words of "
         f"{len(text.documents):,} documents"
     )
 
