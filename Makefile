@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 demo: install
 	$(BIN)/neuronlake demo
 
+# A worker per core computes on one thread: idle threads that spin for work on a core that another worker uses cost more.
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # vLLM pins torch, numba and transformers: an environment of its own (4 GB).
 $(VLLM_STAMP): pyproject.toml requirements-vllm.txt requirements-demo.txt

@@ -171,7 +171,7 @@ def test_hooks_that_do_not_run_are_noticed(tiny_model: Path) -> None:
 def start(root: Path, model: Path, corpus: Path) -> "subprocess.Popen[str]":
     command = [
         sys.executable, "-m", "neuronlake.cli.main", "extract", str(root), "--model", str(model), "--conllu", str(corpus),
-        "--block-rows", "256", "--batch-tokens", "32", "--backend", "vllm",
+        "--block-rows", "256", "--batch-tokens", "32", "--backend", "vllm", "--stats", "none",
     ]  # fmt: skip
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
 
@@ -181,6 +181,11 @@ def after_a_block(process: "subprocess.Popen[str]", root: Path, blocks: int) -> 
     while process.poll() is None and len(committed_blocks(root) if root.is_dir() else ()) < blocks:
         time.sleep(0.005)
     assert process.poll() is None
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
 
 
 def test_killed_and_interrupted_it_resumes_to_the_same_bytes(tmp_path: Path, tiny_model: Path) -> None:
@@ -205,11 +210,11 @@ def test_killed_and_interrupted_it_resumes_to_the_same_bytes(tmp_path: Path, tin
     assert "Traceback" not in messages
     interrupted_at = len(committed_blocks(root))
 
-    assert start(root, tiny_model, corpus).wait(timeout=300) == 0
+    finish(start(root, tiny_model, corpus))
     lake = open_lake(root)
     assert lake.complete
     assert 0 < killed_at < interrupted_at < lake.plan.blocks
-    assert start(tmp_path / "b.lake", tiny_model, corpus).wait(timeout=300) == 0
+    finish(start(tmp_path / "b.lake", tiny_model, corpus))
     assert contents(root) == contents(tmp_path / "b.lake")
 
     report = recompute(root, resolve_model(str(tiny_model)), blocks=2, seed=0)
