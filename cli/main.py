@@ -18,6 +18,7 @@ import neuronlake.cli.index
 import neuronlake.cli.inspect
 import neuronlake.cli.key_neurons
 import neuronlake.cli.label
+import neuronlake.cli.lesion
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.probe
@@ -70,6 +71,7 @@ def build_parser() -> Parser:
         neuronlake.cli.weights,
         neuronlake.cli.attribute,
         neuronlake.cli.key_neurons,
+        neuronlake.cli.lesion,
         neuronlake.cli.neighbours,
         neuronlake.cli.tokens,
         neuronlake.cli.export,
