@@ -32,7 +32,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--where", metavar="SQL", help="only predicted words for which this is true")
     parser.add_argument("--tags", nargs="+", metavar="TAG", help="only words of these tags")
     parser.add_argument(
-        "--per-tag", type=_per_tag, default=200, metavar="N", help="predictions per tag, or all of them (default: 200)"
+        "--per-tag", type=per_tag, default=200, metavar="N", help="predictions per tag, or all of them (default: 200)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of their choice (default: 0)")
     parser.add_argument(
@@ -76,7 +76,8 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(run=_attribute)
 
 
-def _per_tag(text: str) -> int | None:
+def per_tag(text: str) -> int | None:
+    """Parse a number, or ``all``: None."""
     if text == "all":
         return None
     try:

@@ -22,6 +22,7 @@ import neuronlake.cli.lesion
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.probe
+import neuronlake.cli.reproduce
 import neuronlake.cli.statistics
 import neuronlake.cli.tokens
 import neuronlake.cli.weights
@@ -72,6 +73,7 @@ def build_parser() -> Parser:
         neuronlake.cli.attribute,
         neuronlake.cli.key_neurons,
         neuronlake.cli.lesion,
+        neuronlake.cli.reproduce,
         neuronlake.cli.neighbours,
         neuronlake.cli.tokens,
         neuronlake.cli.export,

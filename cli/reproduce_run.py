@@ -1,0 +1,285 @@
+"""The study from end to end: steps in order, each kept in the folder and not repeated, then figures and reports."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuronlake.analysis.report import report_blocks
+from neuronlake.analysis.report_figures import draw_report_figures
+from neuronlake.analysis.report_render import to_html, to_markdown
+from neuronlake.analysis.source import versions
+from neuronlake.cli.reproduce_steps import (
+    ATTRIBUTED,
+    CLASSIFIERS,
+    Study,
+    best_neurons,
+    classify,
+    key_neurons,
+    layer_neurons,
+    lesion,
+    lesion_sets,
+)
+from neuronlake.store.errors import DamageError, InputError, StorageError
+from neuronlake.store.files import make_folder, read_error, seal, unseal, write_file
+
+if TYPE_CHECKING:
+    from neuronlake.extractor.source import ModelSource
+
+RESULT, HTML, MARKDOWN = "reproduce.json", "report.html", "report.md"
+STEPS = "steps"
+VERSION = 1
+"""Of what the steps compute: those of another version are done again."""
+MOST_TOGETHER = 16_384
+"""Neurons of one classifier: with more, a tile of its features takes gigabytes."""
+_FEW_DRAWS = 2  # of random neurons, where there are thousands of them
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Results of finished steps, in files named by what decides them."""
+
+    folder: Path
+    base: dict[str, Any]
+    """What all of them depend on."""
+    say: Callable[[str], None]
+
+    def get(self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the result of a step, with its `seconds`; computed unless it is kept.
+
+        Raises
+        ------
+        StorageError
+            When it cannot be read or kept.
+        """
+        whole = {**self.base, "step": name, **key}
+        digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
+        path = f"{STEPS}/{name}-{digest}.json"
+        try:
+            return dict(unseal((self.folder / path).read_bytes(), path)["result"])
+        except (FileNotFoundError, DamageError):  # a damaged one is done again
+            pass
+        except OSError as error:
+            raise read_error(error, self.folder / path) from error
+        began = time.monotonic()
+        # through JSON, so that a result is the same whether it was kept or not
+        result = {**json.loads(json.dumps(compute(), allow_nan=False)), "seconds": time.monotonic() - began}
+        write_file(self.folder, path, [seal({"key": whole, "result": result})])
+        return result
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the folder, or accept one that an earlier run made.
+
+    Raises
+    ------
+    InputError
+        When it holds something else, or there is no folder to make it in.
+    StorageError
+        When it cannot be made.
+    """
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"no folder {out.parent} to make {out.name} in")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: give a folder")
+    try:
+        if out.is_dir() and any(out.iterdir()) and not (out / STEPS).is_dir():
+            raise InputError(f"{out} holds other files than those of an earlier `reproduce`: give another folder")
+        make_folder(out / STEPS)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"could not make {out}: {error.strerror}") from error
+
+
+def reproduce(
+    study: Study,
+    source: "ModelSource",
+    run: dict[str, Any],
+    out: Path,
+    *,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run the study, or what is left of it, and write both reports.
+
+    Parameters
+    ----------
+    run
+        device, batch_targets, trust_remote_code.
+    out
+        Of `prepare_folder`.
+    progress
+        Gives, for a title, what is to be called with (done, total).
+
+    Returns
+    -------
+    dict
+        What is in reproduce.json.
+    """
+    settings = asdict(study.settings)
+    made_of = {"lake": study.lake.fingerprint, "blocks": list(study.lake.blocks), "model": source.sha256, "version": VERSION}
+    split = {name: settings[name] for name in ("by", "test_share", "seed")}
+    steps = Steps(folder=out, base={**made_of, **split}, say=say)
+    chosen = {name: settings[name] for name in ("method", "k", "fdr", "per_tag", "lesion_k")}
+
+    def choose() -> dict[str, Any]:
+        say(f"key neurons by {study.settings.method}")
+        how = run if study.settings.method in ATTRIBUTED else {}
+        with progress("key neurons") as report:
+            return key_neurons(study, source, how, say=say, progress=report)
+
+    key = steps.get("key-neurons", chosen, choose)
+    _check_chosen(key, study)
+    probes = _probes(study, key, steps, chosen, progress)
+    result = {
+        "what": "reproduction of arXiv 2511.06519",
+        "settings": settings,
+        "lake": _about(study.lake),
+        "test": None if study.test is None else _about(study.test),
+        "on": None if study.on is study.lake else _about(study.on),
+        "model": source.identity(),
+        "tags": list(study.tags),
+        "documents": {"train": len(study.split.train), "held_out": len(study.split.test)},
+        "versions": versions(),
+        "key_neurons": key,
+        **probes,
+        **_lesions(study, source, key, steps, chosen, run, out, say, progress),
+    }
+    figures = draw_report_figures(result, out / "figures")
+    blocks = report_blocks(result, figures)
+    for name, text in (
+        (RESULT, json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False)),
+        (HTML, to_html(blocks, {figure: (out / figure).read_bytes() for figure in figures.values()})),
+        (MARKDOWN, to_markdown(blocks)),
+    ):
+        write_file(out, name, [text.encode()])
+    return result
+
+
+def _probes(study: Study, key: dict[str, Any], steps: Steps, chosen: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Classifiers by layer and on all layers together, transfer to the other lake, and concepts per tag."""
+    settings, classes = study.settings, study.settings.classes
+    layers = settings.layers or tuple(key["layers"])
+    tasks: list[tuple[str, list[str] | None, int]] = [("classes", list(classes), shift) for shift in settings.shifts]
+    if not settings.classes_only:
+        tasks.append(("tags", None, settings.shifts[0]))
+    common = {**chosen, "random_draws": settings.random_draws, "draws": settings.draws}
+
+    def fit(place: dict[str, Any], neurons: list[tuple[int, int]], **how: Any) -> dict[str, Any]:
+        how = {"random_draws": settings.random_draws, "tag": None, **how}
+        name = f"{how['classifier']}-{place['where']}" + ("-transfer" if how.get("transfer") else "")
+        about = {**common, "place": place, **how}
+        if how.get("transfer"):
+            about["other"] = study.test.fingerprint if study.test else None
+        return {**place, **steps.get(name, about, lambda: classify(study, neurons, **how))}
+
+    found: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    places: list[tuple[dict[str, Any], list[tuple[int, int]], list[str] | None, int]] = []
+    for task, tags, shift in tasks:
+        of = tags or key["tags"]
+        where = [({"where": f"layer-{layer}", "layer": layer}, layer_neurons(key, of, layer)) for layer in layers]
+        where.append(({"where": "best", "layer": None}, best_neurons(key, of)))
+        where.append(
+            ({"where": "all", "layer": None}, [pair for layer in key["layers"] for pair in layer_neurons(key, of, layer)])
+        )
+        for place, neurons in where:
+            if not neurons:
+                skipped.append(f"{task}, {place['where']}: no key neuron")
+            elif len(neurons) > MOST_TOGETHER:
+                skipped.append(
+                    f"{task}, {place['where']}: {len(neurons):,} neurons are more than the {MOST_TOGETHER:,} that one "
+                    "classifier takes"
+                )
+            else:
+                places.append(({"task": task, **place}, neurons, tags, shift))
+    work = [(classifier, *each) for classifier in CLASSIFIERS for each in places]
+    with progress("classifiers") as report:
+        for done, (classifier, place, neurons, tags, shift) in enumerate(work):
+            report(done, len(work))
+            draws = min(_FEW_DRAWS, settings.random_draws) if place["where"] == "all" else settings.random_draws
+            found.append(fit(place, neurons, classifier=classifier, shift=shift, tags=tags, random_draws=draws))
+    by_layer = [each for each in found if _of_best(each, study)]
+    if not by_layer:
+        raise InputError(f"no layer has key neurons of {', '.join(classes)}: raise --fdr or --per-tag")
+    best = max(by_layer, key=lambda each: (each["accuracy"], -each["layer"]))["layer"]
+    mine = layer_neurons(key, classes, best)
+    with progress("concepts") as report:
+        concepts: list[dict[str, Any]] = []
+        for done, tag in enumerate(classes):
+            report(done, len(classes))
+            place = {"task": "concept", "where": f"layer-{best}", "layer": best, "concept": tag}
+            for classifier in ("cav", "car"):
+                how = {"classifier": classifier, "shift": settings.shifts[0], "tags": None, "tag": tag}
+                concepts.append(fit(place, mine, **how))
+    transfer: list[dict[str, Any]] = []
+    if study.test is not None:
+        with progress("other lake") as report:
+            for done, (classifier, place, neurons, tags, shift) in enumerate(work):
+                report(done, len(work))
+                if place["where"] in {f"layer-{best}", f"layer-{layers[-1]}", "best"}:
+                    transfer.append(fit(place, neurons, classifier=classifier, shift=shift, tags=tags, transfer=True))
+    return {"probes": found, "best_layer": best, "concepts": concepts, "transfer": transfer, "skipped": skipped}
+
+
+def _of_best(probe: dict[str, Any], study: Study) -> bool:
+    """Whether the best layer is chosen among them: the classes, logistic regression, the first shift."""
+    return (
+        probe["task"] == "classes"
+        and probe["layer"] is not None
+        and probe["classifier"] == CLASSIFIERS[0]
+        and probe["shift"] == study.settings.shifts[0]
+    )
+
+
+def _lesions(
+    study: Study,
+    source: "ModelSource",
+    key: dict[str, Any],
+    steps: Steps,
+    chosen: dict[str, Any],
+    run: dict[str, Any],
+    out: Path,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> dict[str, Any]:
+    settings = study.settings
+    sets, left_out = lesion_sets(study, key)
+    about = {
+        **chosen,
+        "tags": [each.tag for each in sets],
+        **{name: getattr(settings, name) for name in ("random", "tokens", "least", "draws")},
+        "on": study.on.fingerprint,
+    }
+    digest = hashlib.sha256(json.dumps({**steps.base, **about}, sort_keys=True).encode()).hexdigest()[:12]
+    folder = f"lesions-{digest}"
+
+    def measure() -> dict[str, Any]:
+        with progress("lesions") as report:
+            return lesion(study, source, sets, run, out / folder, say=say, progress=report)
+
+    return {"lesions": steps.get("lesions", about, measure), "lesion_folder": folder, "left_out": left_out}
+
+
+def _check_chosen(key: dict[str, Any], study: Study) -> None:
+    missing = [tag for tag in study.settings.classes if tag not in key["per_layer"]]
+    if missing:
+        raise InputError(f"no training document predicts a word of {', '.join(missing)}: change --seed or --classes")
+
+
+def _about(lake: Any) -> dict[str, Any]:
+    return {
+        "path": str(lake.path),
+        "fingerprint": lake.fingerprint,
+        "tokens": lake.tokens().num_rows,
+        "blocks": len(lake.blocks),
+        "layers": len(lake.layers),
+        "neurons": lake.neurons,
+    }
