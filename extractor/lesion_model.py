@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from neuronlake.extractor.batching import plan_batches
 from neuronlake.extractor.families import Neurons, find_neurons, is_causal, width_in
 from neuronlake.extractor.lesion_text import LesionText
-from neuronlake.extractor.model import _missing, choose_device, choose_dtype
+from neuronlake.extractor.model import choose_device, choose_dtype, missing_weights
 from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
 from neuronlake.store.errors import InputError
@@ -135,7 +135,7 @@ class LesionModel:
                 )
         except LOAD_ERRORS as error:
             raise InputError(f"{unreadable}: {first_line(error)}") from error
-        if missing := _missing(model, model, loading):
+        if missing := missing_weights(model, model, loading):
             raise InputError(
                 f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}"
                 ": it was not trained to predict the next token"
