@@ -28,7 +28,7 @@ def report_blocks(result: Mapping[str, Any], figures: Mapping[str, str]) -> list
     figures
         Of `draw_report_figures`.
     """
-    pictures = {name: Picture(path, _CAPTIONS.get(name, _curve(name))) for name, path in figures.items()}
+    pictures = {name: Picture(path, _CAPTIONS.get(name) or _curve(name)) for name, path in figures.items()}
     return [
         Heading("Key neurons of word classes: a reproduction with controls", 1),
         Text(
@@ -66,11 +66,11 @@ def _short(result: Mapping[str, Any]) -> list[str]:
         f"Classifier ({best['classifier']}, own word's class, held-out documents): best layer {best['layer']} "
         f"{_number(best['accuracy'])} from {best['n_features']:,} key neurons, layer {last['layer']} "
         f"{_number(last['accuracy'])}; the paper reports {PAPER_ACCURACY} for another model.",
-        f"That is {compared} the most frequent tag of the word type ({_number(word)}); as many random neurons of the layer reach "
-        f"{_number(random)}, the majority {_number(best['baselines']['majority']['accuracy'])}; selectivity "
+        f"That is {compared} the most frequent tag of the word type ({_number(word)}); as many random neurons of the layer "
+        f"reach {_number(random)}, the majority {_number(best['baselines']['majority']['accuracy'])}; selectivity "
         f"{_number(best['selectivity'])}.",
-        f"Lesions: key neurons hurt their own tag more than the other tags for {found['above_others']} of {found['tags']} tags, "
-        f"and more than {BEYOND:.0%} of the layer-matched random sets do for {found['above_random']}; both hold for "
+        f"Lesions: key neurons hurt their own tag more than the other tags for {found['above_others']} of {found['tags']} "
+        f"tags, and more than {BEYOND:.0%} of the layer-matched random sets do for {found['above_random']}; both hold for "
         f"{found['both']} of {found['tags']} ({', '.join(_holding(lesions)) or 'none'}).",
     ]
     if result["settings"]["shifts"][0] != 0:
@@ -88,9 +88,9 @@ def _key(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Blo
     per_tag = "all" if settings["per_tag"] is None else f"{settings['per_tag']:,}"
     blocks: list[Block] = [
         Text(
-            f"Method: {METHODS.get(settings['method'], settings['method'])}. Chosen on {result['documents']['train']:,} training "
-            f"documents of the lake, {per_tag} predictions per tag; {result['documents']['held_out']:,} documents are held out "
-            f"from the choice. q at most {settings['fdr']:g} (Benjamini–Hochberg over all neurons × tags)."
+            f"Method: {METHODS.get(settings['method'], settings['method'])}. Chosen on {result['documents']['train']:,} "
+            f"training documents of the lake, {per_tag} predictions per tag; {result['documents']['held_out']:,} are "
+            f"held out from the choice. q at most {settings['fdr']:g} (Benjamini–Hochberg over all neurons × tags)."
         )
     ]
     if (attribution := key["attribution"]) is not None:
@@ -100,12 +100,12 @@ def _key(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Blo
         blocks.append(
             Text(
                 f"{samples:,} predictions explained in {key['seconds']:.0f} s, the model's loading included: "
-                f"{_number(forwards, 1)} times a forward pass per prediction and position, as timed by the lesions' clean run. "
+                f"{_number(forwards, 1)} times a forward pass of a position, as timed by the lesions' clean run. "
                 + (
                     "Gradients promise no completeness: their sums need not equal an effect."
                     if attribution["completeness_error"] is None
-                    else f"Completeness: sums miss the layers' effects by {attribution['completeness_error']:.2%} (mean over "
-                    f"layers; worst {max(filter(None, attribution['by_layer']), default=0.0):.2%})."
+                    else f"Completeness: sums miss the layers' effects by {attribution['completeness_error']:.2%} (mean "
+                    f"over layers; worst {max(filter(None, attribution['by_layer']), default=0.0):.2%})."
                 )
             )
         )
@@ -121,12 +121,12 @@ def _key(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Blo
             rows.append([*about, *_neuron(entry)])
     blocks += [
         Text(
-            f"Up to {settings['k']:,} neurons per tag and layer go into the classifiers; the best {settings['lesion_k']:,} of all "
-            f"layers per tag into the lesions. The first {_NAMED} of each tag:"
+            f"Up to {settings['k']:,} neurons per tag and layer go into the classifiers; the best "
+            f"{settings['lesion_k']:,} of all layers per tag into the lesions. The first {_NAMED} of each tag:"
         ),
         Grid(
-            ["tag", ">samples", ">per layer, sum", ">best", "layers (middle half)", "neuron", f">{share}", ">mean attribution",
-             ">q", ">Cramér's V"],
+            ["tag", ">samples", ">per layer, sum", ">best", "layers (middle half)", "neuron", f">{share}",
+             ">mean attribution", ">q", ">Cramér's V"],
             rows,
         ),
         *(pictures[name] for name in ("layers", "overlap", "intersections") if name in pictures),
@@ -140,8 +140,8 @@ def _neuron(entry: Mapping[str, Any] | None) -> list[str]:
     small, v = entry.get("q"), entry.get("cramers_v")
     mean = entry.get("attribution")
     return [
-        entry["name"], _number(entry["score"]), "–" if mean is None else f"{mean:.2e}", "–" if small is None else f"{small:.1e}",
-        _number(v),
+        entry["name"], _number(entry["score"]), "–" if mean is None else f"{mean:.2e}",
+        "–" if small is None else f"{small:.1e}", _number(v),
     ]  # fmt: skip
 
 
@@ -150,8 +150,8 @@ def _probes(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[
     blocks: list[Block] = [
         Text(
             f"Learned on {best['n_train']:,} tokens of {best['n_train_documents']:,} training documents, tested on "
-            f"{best['n_test']:,} tokens of {best['n_test_documents']:,} held-out documents (of the first row; last sub-word of "
-            f"each word). In brackets: 95 % intervals by document bootstrap. Paper: {PAPER_ACCURACY}, best layer, four classes, "
+            f"{best['n_test']:,} tokens of {best['n_test_documents']:,} held-out documents (best layer; last sub-word "
+            f"of each word). 95 %: intervals by document bootstrap. Paper: {PAPER_ACCURACY}, final layer, four classes, "
             "Llama 3. “Best”: the key neurons that are lesioned, of all layers; “all”: every key neuron of every layer."
         )
     ]
@@ -169,8 +169,8 @@ def _probes(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[
     blocks += [
         Heading("Concepts: a direction or a region?", 3),
         Text(
-            f"Each class against all other words, on the classes' key neurons of layer {result['best_layer']}: CAV, a direction, "
-            "and CAR, a region. Balanced accuracy is 0.5 by chance."
+            f"Each class against all other words, on the classes' key neurons of layer {result['best_layer']}: CAV, a "
+            "direction, and CAR, a region. Balanced accuracy is 0.5 by chance."
         ),
         Grid(
             ["class", "method", ">neurons", ">balanced accuracy", ">accuracy", ">F1", ">random neurons (accuracy)"],
@@ -231,18 +231,19 @@ def _lesions(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list
     random = [sorted(each["random"]) for each in lesions]
     blocks: list[Block] = [
         Text(
-            f"Key neurons set to zero in the live model; {text['targets']:,} words of {text['documents']:,} documents predicted, "
-            f"of {where}. Δ is the rise of −log p of the word's first token, in nats per word. Random sets have as many neurons "
-            f"in every layer as the key neurons have, none of them among these; {settings['random']} each. With "
+            f"Key neurons set to zero in the live model; {text['targets']:,} words of {text['documents']:,} documents "
+            f"predicted, of {where}. Δ is the rise of −log p of the word's first token, in nats per word. Random sets have "
+            f"as many neurons in every layer as the key neurons, none of them among these; {settings['random']} each. With "
             f"{settings['random']} sets p is at least {1 / (1 + settings['random']):.3f}."
         ),
         Text(
-            f"Own effect larger than on other tags and than {BEYOND:.0%} of random sets: {len(holding)} of {len(lesions)} tags"
+            f"Own effect larger than on other tags and than {BEYOND:.0%} of random sets: {len(holding)} of {len(lesions)}"
+            " tags"
             + (f" ({', '.join(holding)})." if holding else ".")
         ),
         Grid(
-            ["tag", ">words", ">neurons", ">own Δ", "95 %", ">other tags Δ", ">random mean", ">random 95 % point", ">p", ">q",
-             ">other keys Δ", ">Δ accuracy", "above others?", "above 95 % of random?", "both?"],
+            ["tag", ">words", ">neurons", ">own Δ", "95 %", ">other tags Δ", ">random mean", ">random 95 % point", ">p",
+             ">q", ">other keys Δ", ">Δ accuracy", "above others?", "above 95 % of random?", "both?"],
             [
                 [
                     each["tag"],
@@ -362,7 +363,7 @@ def _middle(counts: Sequence[int], layers: Sequence[int]) -> str:
 
 
 def _curve(name: str) -> str:
-    _, task, classifier, shift = name.split("-")
+    _, task, classifier, shift = name.split("-", 3)
     return f"Accuracy by layer: {task}, {classifier}, label of the word {shift.removeprefix('shift')} later."
 
 

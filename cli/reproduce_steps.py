@@ -117,8 +117,8 @@ def begin(lake: Lake, settings: StudySettings, *, test: Lake | None, on: Lake | 
     Raises
     ------
     InputError
-        When a class is no tag of the lake, there are not so many neurons, the other lakes are of another model, or there is a
-        single document.
+        When a class is no tag of the lake, there are not so many neurons, the other lakes are of another model, or there is
+        a single document.
     """
     labels = token_labels(lake, settings.by, min_tokens=1)
     for tag in settings.classes:
@@ -214,9 +214,14 @@ def _scores(
         record = {name: value for name, value in record.items() if name not in ("error", "effect", "layers", "model")}
         key = {name: value for name, value in report.attribution.key.items() if name not in ("blocks", "where", "lake")}
         scores = scores_of(lake, settings.by, ATTRIBUTION, name=report.attribution.name)
-        return scores, {"attribution": {**record, "key": key, "by_layer": _no_nan_list(scores, report)}}
+        return scores, {"attribution": {**record, "key": key, "by_layer": _completeness(report)}}
     if settings.method == SURROGATE:
-        how = {"where": study.train_where, "per_tag": settings.per_tag, "seed": settings.seed, "shift": _SHIFT}
+        how: dict[str, Any] = {
+            "where": study.train_where,
+            "per_tag": settings.per_tag,
+            "seed": settings.seed,
+            "shift": _SHIFT,
+        }
         return scores_of(lake, settings.by, SURROGATE, progress=progress, **how), {"attribution": None}
     statistics = compute_statistics(
         lake,
@@ -230,7 +235,7 @@ def _scores(
     return ranker_scores(statistics, settings.method), {"attribution": None}
 
 
-def _no_nan_list(scores: "xr.Dataset", report: Any) -> list[float | None]:
+def _completeness(report: Any) -> list[float | None]:
     """Completeness error of every layer; None where the method has no such identity."""
     if report.completeness is None:
         return []
