@@ -93,22 +93,8 @@ def _key(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Blo
             f"held out from the choice. q at most {settings['fdr']:g} (Benjamini–Hochberg over all neurons × tags)."
         )
     ]
-    if (attribution := key["attribution"]) is not None:
-        samples = sum(attribution["samples"])
-        clean, positions = result["lesions"]["cost"]["clean_s"], result["lesions"]["text"]["positions"]
-        forwards = key["seconds"] / samples / (clean / positions) if samples and clean else None
-        blocks.append(
-            Text(
-                f"{samples:,} predictions explained in {key['seconds']:.0f} s, the model's loading included: "
-                f"{_number(forwards, 1)} times a forward pass of a position, as timed by the lesions' clean run. "
-                + (
-                    "Gradients promise no completeness: their sums need not equal an effect."
-                    if attribution["completeness_error"] is None
-                    else f"Completeness: sums miss the layers' effects by {attribution['completeness_error']:.2%} (mean "
-                    f"over layers; worst {max(filter(None, attribution['by_layer']), default=0.0):.2%})."
-                )
-            )
-        )
+    if (attribution := result["attribution"]) is not None:
+        blocks.append(Text(f"{_cost(attribution, result['lesions'])} {_sums(attribution)}"))
     share = "share of samples" if settings["method"] != "auroc" else "score"
     rows = []
     for tag, count, by_layer in zip(key["tags"], key["samples"], key["best_by_layer"], strict=True):
@@ -132,6 +118,28 @@ def _key(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Blo
         *(pictures[name] for name in ("layers", "overlap", "intersections") if name in pictures),
     ]  # fmt: skip
     return blocks
+
+
+def _cost(attribution: Mapping[str, Any], lesions: Mapping[str, Any]) -> str:
+    """What the attribution took, as a multiple of the lesions' clean run where it can be compared."""
+    samples, clean = sum(attribution["samples"]), lesions["cost"]["clean_s"]
+    if not attribution["timed"]:
+        return f"{samples:,} predictions explained; part of that was in the lake already, so it is not timed."
+    text = f"{samples:,} predictions explained in {attribution['seconds']:.0f} s, the model's loading included"
+    if not samples or not clean:
+        return f"{text}."
+    multiple = attribution["seconds"] / samples / (clean / lesions["text"]["positions"])
+    return f"{text}: each takes {multiple:.1f} times as long as a position of a forward pass, by the lesions' clean run."
+
+
+def _sums(attribution: Mapping[str, Any]) -> str:
+    missed = attribution["completeness_error"]
+    if missed is None:
+        return "Gradients promise no completeness: their sums need not equal an effect."
+    worst = max((each for each in attribution["by_layer"] if each is not None), default=0.0)
+    return (
+        f"Completeness: sums miss the layers' effects by {missed:.2%} (mean over layers), in the worst layer by {worst:.2%}."
+    )
 
 
 def _neuron(entry: Mapping[str, Any] | None) -> list[str]:
@@ -293,14 +301,15 @@ def _provenance(result: Mapping[str, Any]) -> list[Block]:
                 [f"{name} holds", f"{lake['tokens']:,} tokens, {lake['layers']} layers of {lake['neurons']:,} neurons"],
             ]
     rows += [[f"setting {name}", _shown(value)] for name, value in result["settings"].items()]
-    if key["attribution"] is not None:
-        rows += [[f"attribution {name}", _shown(value)] for name, value in key["attribution"]["key"].items()]
-        rows += [[f"attribution's {name}", _shown(value)] for name, value in key["attribution"]["provenance"].items()]
+    if result["attribution"] is not None:
+        rows += [[f"attribution {name}", _shown(value)] for name, value in result["attribution"]["key"].items()]
+        rows += [[f"attribution's {name}", _shown(value)] for name, value in result["attribution"]["provenance"].items()]
     rows += [["text of the lesions, sha256", lesions["text"]["sha256"]]]
     rows += [[f"lesions' {name}", _shown(v)] for name, v in lesions["provenance"].items() if name != "versions"]
     rows += [[f"version of {name}", version] for name, version in result["versions"].items()]
     times = {
-        "key neurons": key["seconds"],
+        "attribution": 0.0 if result["attribution"] is None else result["attribution"]["seconds"],
+        "choice of key neurons": key["seconds"],
         "classifiers": sum(each["seconds"] for each in result["probes"]),
         "concepts": sum(each["seconds"] for each in result["concepts"]),
         "transfer": sum(each["seconds"] for each in result["transfer"]),

@@ -19,6 +19,7 @@ from neuronlake.cli.reproduce_steps import (
     Study,
     best_neurons,
     classify,
+    explain,
     key_neurons,
     layer_neurons,
     lesion,
@@ -36,6 +37,7 @@ VERSION = 1
 """Of what the steps compute: those of another version are done again."""
 MOST_TOGETHER = 16_384
 """Neurons of one classifier: with more, a tile of its features takes gigabytes."""
+_DECISIVE = ("device", "batch_targets")  # of how a model is run: they move the last bits
 _FEW_DRAWS = 2  # of random neurons, where there are thousands of them
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -59,8 +61,7 @@ class Steps:
             When it cannot be read or kept.
         """
         whole = {**self.base, "step": name, **key}
-        digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
-        path = f"{STEPS}/{name}-{digest}.json"
+        path = f"{STEPS}/{name}-{_digest(whole)}.json"
         try:
             return dict(unseal((self.folder / path).read_bytes(), path)["result"])
         except (FileNotFoundError, DamageError):  # a damaged one is done again
@@ -127,17 +128,25 @@ def reproduce(
     made_of = {"lake": study.lake.fingerprint, "blocks": list(study.lake.blocks), "model": source.sha256, "version": VERSION}
     split = {name: settings[name] for name in ("by", "test_share", "seed")}
     steps = Steps(folder=out, base={**made_of, **split}, say=say)
-    chosen = {name: settings[name] for name in ("method", "k", "fdr", "per_tag", "lesion_k")}
+    explained = {name: settings[name] for name in ("method", "per_tag")} | {name: run[name] for name in _DECISIVE}
+    chosen = {**explained, **{name: settings[name] for name in ("k", "fdr", "lesion_k")}}
+
+    def attribution() -> dict[str, Any]:
+        say(f"attribution by {study.settings.method}")
+        with progress("attribution") as report:
+            return explain(study, source, run, say=say, progress=report)
 
     def choose() -> dict[str, Any]:
-        say(f"key neurons by {study.settings.method}")
-        how = run if study.settings.method in ATTRIBUTED else {}
+        # found in the lake, unless somebody removed it there
+        name = None if pass_ is None else attribution()["name"]
+        say(f"choosing key neurons by {study.settings.method}")
         with progress("key neurons") as report:
-            return key_neurons(study, source, how, say=say, progress=report)
+            return key_neurons(study, name, progress=report)
 
+    pass_ = steps.get("attribution", explained, attribution) if study.settings.method in ATTRIBUTED else None
     key = steps.get("key-neurons", chosen, choose)
     _check_chosen(key, study)
-    probes = _probes(study, key, steps, chosen, progress)
+    probes = _probes(study, key, steps, progress)
     result = {
         "what": "reproduction of arXiv 2511.06519",
         "settings": settings,
@@ -148,9 +157,10 @@ def reproduce(
         "tags": list(study.tags),
         "documents": {"train": len(study.split.train), "held_out": len(study.split.test)},
         "versions": versions(),
+        "attribution": pass_,
         "key_neurons": key,
         **probes,
-        **_lesions(study, source, key, steps, chosen, run, out, say, progress),
+        **_lesions(study, source, key, steps, run, out, say, progress),
     }
     figures = draw_report_figures(result, out / "figures")
     blocks = report_blocks(result, figures)
@@ -163,19 +173,18 @@ def reproduce(
     return result
 
 
-def _probes(study: Study, key: dict[str, Any], steps: Steps, chosen: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def _probes(study: Study, key: dict[str, Any], steps: Steps, progress: Progress) -> dict[str, Any]:
     """Classifiers by layer and on all layers together, transfer to the other lake, and concepts per tag."""
     settings, classes = study.settings, study.settings.classes
     layers = settings.layers or tuple(key["layers"])
     tasks: list[tuple[str, list[str] | None, int]] = [("classes", list(classes), shift) for shift in settings.shifts]
     if not settings.classes_only:
         tasks.append(("tags", None, settings.shifts[0]))
-    common = {**chosen, "random_draws": settings.random_draws, "draws": settings.draws}
 
     def fit(place: dict[str, Any], neurons: list[tuple[int, int]], **how: Any) -> dict[str, Any]:
         how = {"random_draws": settings.random_draws, "tag": None, **how}
         name = f"{how['classifier']}-{place['where']}" + ("-transfer" if how.get("transfer") else "")
-        about = {**common, "place": place, **how}
+        about = {"neurons": _digest(neurons), "draws": settings.draws, "place": place, **how}
         if how.get("transfer"):
             about["other"] = study.test.fingerprint if study.test else None
         return {**place, **steps.get(name, about, lambda: classify(study, neurons, **how))}
@@ -244,7 +253,6 @@ def _lesions(
     source: "ModelSource",
     key: dict[str, Any],
     steps: Steps,
-    chosen: dict[str, Any],
     run: dict[str, Any],
     out: Path,
     say: Callable[[str], None],
@@ -253,19 +261,22 @@ def _lesions(
     settings = study.settings
     sets, left_out = lesion_sets(study, key)
     about = {
-        **chosen,
-        "tags": [each.tag for each in sets],
+        "neurons": _digest([[each.tag, each.pairs()] for each in sets]),
+        "device": run["device"],
         **{name: getattr(settings, name) for name in ("random", "tokens", "least", "draws")},
         "on": study.on.fingerprint,
     }
-    digest = hashlib.sha256(json.dumps({**steps.base, **about}, sort_keys=True).encode()).hexdigest()[:12]
-    folder = f"lesions-{digest}"
+    folder = f"lesions-{_digest({**steps.base, **about})}"
 
     def measure() -> dict[str, Any]:
         with progress("lesions") as report:
             return lesion(study, source, sets, run, out / folder, say=say, progress=report)
 
     return {"lesions": steps.get("lesions", about, measure), "lesion_folder": folder, "left_out": left_out}
+
+
+def _digest(record: Any) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _check_chosen(key: dict[str, Any], study: Study) -> None:

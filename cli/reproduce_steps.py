@@ -1,4 +1,4 @@
-"""The steps of `neuronlake reproduce`: key neurons, probes on them, concepts. Each gives a JSON-compatible result."""
+"""The steps of `neuronlake reproduce`: attribution, key neurons, classifiers, lesions. Results are JSON-compatible."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -145,7 +145,7 @@ def begin(lake: Lake, settings: StudySettings, *, test: Lake | None, on: Lake | 
     return Study(lake=lake, test=test, on=on or lake, settings=settings, tags=labels.tags, split=split)
 
 
-def key_neurons(
+def explain(
     study: Study,
     source: "ModelSource",
     run: dict[str, Any],
@@ -153,15 +153,51 @@ def key_neurons(
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Attribute, and choose: of every tag the best per layer, and the best of all layers.
+    """Attribute the predictions of the training documents' words; kept in the lake, and found there again.
 
     Parameters
     ----------
     run
         Where and how gradients are computed: device, batch_targets, trust_remote_code. Only passed on.
+
+    Returns
+    -------
+    dict
+        The pass' record; `timed`: whether all of it was computed now.
+    """
+    from neuronlake.extractor import AttributionSettings, attribute
+
+    settings = study.settings
+    report = attribute(
+        study.lake.path,
+        source,
+        lambda opened: token_labels(opened, settings.by, where=study.train_where, subword="first", min_tokens=1),
+        AttributionSettings(method=settings.method, per_tag=settings.per_tag, seed=settings.seed, **run),
+        say=say,
+        progress=progress,
+    )
+    left_out = ("lake", "made", "resumed", "key", "error", "effect", "layers", "model")
+    key = {name: value for name, value in report.attribution.key.items() if name not in ("blocks", "where", "lake")}
+    return {
+        **{name: value for name, value in report.as_dict().items() if name not in left_out},
+        "timed": report.made and not report.resumed,
+        "key": key,
+        "by_layer": _completeness(report),
+    }
+
+
+def key_neurons(
+    study: Study, attribution: str | None, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Choose neurons: of every tag the best per layer, and the best of all layers.
+
+    Parameters
+    ----------
+    attribution
+        Its name in the lake, for the methods that need one.
     """
     settings = study.settings
-    scores, about = _scores(study, source, run, say=say, progress=progress)
+    scores = _scores(study, attribution, progress)
     per_layer = choose_key_neurons(scores, k=settings.k, per="layer", fdr=settings.fdr)
     overall = choose_key_neurons(scores, k=settings.lesion_k, per="overall", fdr=settings.fdr)
     selected = per_layer["selected"].transpose("tag", "layer", "neuron").to_numpy()
@@ -171,7 +207,6 @@ def key_neurons(
     for entry in key_list(overall):
         best[entry["tag"]].append({name: value for name, value in entry.items() if name != "tag"})
     return {
-        **about,
         "tags": tags,
         "layers": layers,
         "samples": [int(count) for count in per_layer["count"].to_numpy()],
@@ -190,39 +225,13 @@ def key_neurons(
     }
 
 
-def _scores(
-    study: Study,
-    source: "ModelSource",
-    run: dict[str, Any],
-    *,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None],
-) -> "tuple[xr.Dataset, dict[str, Any]]":
+def _scores(study: Study, attribution: str | None, progress: Callable[[int, int], None]) -> "xr.Dataset":
     settings, lake = study.settings, study.lake
     if settings.method in ATTRIBUTED:
-        from neuronlake.extractor import AttributionSettings, attribute
-
-        report = attribute(
-            lake.path,
-            source,
-            lambda opened: token_labels(opened, settings.by, where=study.train_where, subword="first", min_tokens=1),
-            AttributionSettings(method=settings.method, per_tag=settings.per_tag, seed=settings.seed, **run),
-            say=say,
-            progress=progress,
-        )
-        record = {name: value for name, value in report.as_dict().items() if name not in ("lake", "made", "resumed", "key")}
-        record = {name: value for name, value in record.items() if name not in ("error", "effect", "layers", "model")}
-        key = {name: value for name, value in report.attribution.key.items() if name not in ("blocks", "where", "lake")}
-        scores = scores_of(lake, settings.by, ATTRIBUTION, name=report.attribution.name)
-        return scores, {"attribution": {**record, "key": key, "by_layer": _completeness(report)}}
+        return scores_of(lake, settings.by, ATTRIBUTION, name=attribution)
     if settings.method == SURROGATE:
-        how: dict[str, Any] = {
-            "where": study.train_where,
-            "per_tag": settings.per_tag,
-            "seed": settings.seed,
-            "shift": _SHIFT,
-        }
-        return scores_of(lake, settings.by, SURROGATE, progress=progress, **how), {"attribution": None}
+        how: dict[str, Any] = {"per_tag": settings.per_tag, "seed": settings.seed, "shift": _SHIFT, "progress": progress}
+        return scores_of(lake, settings.by, SURROGATE, where=study.train_where, **how)
     statistics = compute_statistics(
         lake,
         settings.by,
@@ -232,7 +241,7 @@ def _scores(
         keep=False,
         progress=progress,
     )
-    return ranker_scores(statistics, settings.method), {"attribution": None}
+    return ranker_scores(statistics, settings.method)
 
 
 def _completeness(report: Any) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""`neuronlake reproduce`: both reports, what is reused, what is escaped, what is refused; its figures' sets by brute force."""
+"""`neuronlake reproduce`: both reports, what is reused, escaped and refused."""
 
 import json
 import re
@@ -97,7 +97,7 @@ def test_both_reports_and_nothing_done_twice(
     run: Run, world: World, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "study"
-    arguments = (*QUICK, "--test", other, "--out", out)
+    arguments = (*QUICK, "--shift", 0, "--test", other, "--out", out)
     code, table, err = run(*arguments)
     assert code == 0, err
     assert "lesions of key neurons hurt their own tag more" in table
@@ -143,6 +143,7 @@ def test_both_reports_and_nothing_done_twice(
     before = files(out)
     for model in (AttributionModel, LesionModel):
         monkeypatch.setattr(model, "load", no_pass)
+    shutil.rmtree(out / "figures")
     code, again, err = run(*arguments)
     assert (code, again) == (0, table), err
     assert files(out) == before
@@ -152,6 +153,12 @@ def test_both_reports_and_nothing_done_twice(
     step.write_text("{}")
     assert run(*arguments)[0] == 0
     assert json.loads(step.read_text())["result"]["accuracy"] == kept
+    # fewer neurons of the same attribution: explained once, lesioned once
+    assert run(*QUICK, "--shift", 0, "-k", 5, "--layers", 0, "--classes-only", "--out", out)[0] == 0
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        run(*arguments, "--tokens", 61)
+    attributions = [json.loads(path.read_text())["result"] for path in (out / "steps").glob("attribution-*.json")]
+    assert [each["timed"] for each in attributions] == [True]
 
 
 @pytest.mark.parametrize("method", ["ig", "auroc"])
