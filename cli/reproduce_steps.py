@@ -317,7 +317,7 @@ def lesion_sets(study: Study, found: dict[str, Any]) -> tuple[list[NeuronSet], d
     labels = token_labels(study.on, study.settings.by, subword="first", min_tokens=1)
     here = labels if study.on is not study.lake else labels.keep(np.isin(labels.documents, study.split.test))
     there = {tag for tag, count in zip(here.tags, here.counts, strict=True) if count}
-    wanted = study.settings.classes if study.settings.classes_only else found["tags"]
+    wanted = [tag for tag in found["tags"] if not study.settings.classes_only or tag in study.settings.classes]
     sets, left_out = [], {}
     for tag in wanted:
         pairs = [(entry["layer"], entry["neuron"]) for entry in found["best"].get(tag, ())]

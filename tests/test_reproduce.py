@@ -168,7 +168,7 @@ def test_other_methods_and_another_text(run: Run, world: World, other: Path, tmp
                           tmp_path / "out", "--json", lake=lake)  # fmt: skip
     assert code == 0, err
     result = json.loads(text)
-    assert (result["key_neurons"]["attribution"] is None) == (method == "auroc")
+    assert (result["attribution"] is None) == (method == "auroc")
     assert result["on"]["fingerprint"] == open_lake(other).fingerprint
     assert {probe["task"] for probe in result["probes"]} == {"classes"}
     markdown = (tmp_path / "out" / "report.md").read_text()
