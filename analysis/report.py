@@ -32,7 +32,7 @@ def report_blocks(result: Mapping[str, Any], figures: Mapping[str, str]) -> list
     return [
         Heading("Key neurons of word classes: a reproduction with controls", 1),
         Text(
-            f"The study of arXiv 2511.06519 on {result['model']['name']}, by `neuronlake reproduce`. Label: "
+            f"The study of arXiv 2511.06519 on {result['model']['name']}, by neuronlake reproduce. Label: "
             f"{result['settings']['by']}; classes: {', '.join(result['settings']['classes'])}."
         ),
         Heading("In short"),
@@ -108,7 +108,8 @@ def _key(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Blo
     blocks += [
         Text(
             f"Up to {settings['k']:,} neurons per tag and layer go into the classifiers; the best "
-            f"{settings['lesion_k']:,} of all layers per tag into the lesions. The first {_NAMED} of each tag:"
+            f"{settings['lesion_k']:,} of all layers per tag into the lesions; {_filtered(key, settings)} "
+            f"The first {_NAMED} of each tag:"
         ),
         Grid(
             ["tag", ">samples", ">per layer, sum", ">best", "layers (middle half)", "neuron", f">{share}",
@@ -120,6 +121,17 @@ def _key(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Blo
     return blocks
 
 
+def _filtered(key: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Where the filter left fewer neurons than were asked for."""
+    places = len(key["tags"]) * len(key["layers"])
+    full = sum(len(neurons) >= settings["k"] for found in key["per_layer"].values() for neurons in found.values())
+    whole = sum(len(found) >= settings["lesion_k"] for found in key["best"].values())
+    return (
+        f"so many pass the filter for {full:,} of {places:,} pairs of a tag and a layer, and for {whole} of "
+        f"{len(key['tags'])} tags; elsewhere there are fewer."
+    )
+
+
 def _cost(attribution: Mapping[str, Any], lesions: Mapping[str, Any]) -> str:
     """What the attribution took, as a multiple of the lesions' clean run where it can be compared."""
     samples, clean = sum(attribution["samples"]), lesions["cost"]["clean_s"]
@@ -129,7 +141,10 @@ def _cost(attribution: Mapping[str, Any], lesions: Mapping[str, Any]) -> str:
     if not samples or not clean:
         return f"{text}."
     multiple = attribution["seconds"] / samples / (clean / lesions["text"]["positions"])
-    return f"{text}: each takes {multiple:.1f} times as long as a position of a forward pass, by the lesions' clean run."
+    return (
+        f"{text}: each takes {multiple:.1f} times as long as one position of a forward pass, as timed by the lesions' clean "
+        "run. The words before it are computed for it too."
+    )
 
 
 def _sums(attribution: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def draw_report_figures(result: dict[str, Any], folder: Path) -> dict[str, str]:
     make_folder(folder)
     key, settings = result["key_neurons"], result["settings"]
     tags, classes = key["tags"], settings["classes"]
-    how = f"{result['model']['name']} · {settings['method']} · best {settings['lesion_k']:,} of all layers per tag"
+    how = f"{result['model']['name']} · {settings['method']} · at most {settings['lesion_k']:,} per tag, of all layers"
     drawn = {
         "layers": key_neuron_layers(
             np.array(key["best_by_layer"]), tags, key["layers"], folder / "layers.png", subtitle=how

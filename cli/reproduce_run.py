@@ -138,7 +138,7 @@ def reproduce(
 
     def choose() -> dict[str, Any]:
         # found in the lake, unless somebody removed it there
-        name = None if pass_ is None else attribution()["name"]
+        name = None if pass_ is None else explain(study, source, run, say=say, progress=lambda done, total: None)["name"]
         say(f"choosing key neurons by {study.settings.method}")
         with progress("key neurons") as report:
             return key_neurons(study, name, progress=report)
