@@ -70,8 +70,11 @@ def _short(result: Mapping[str, Any]) -> list[str]:
         f"reach {_number(random)}, the majority {_number(best['baselines']['majority']['accuracy'])}; selectivity "
         f"{_number(best['selectivity'])}.",
         f"Lesions: key neurons hurt their own tag more than the other tags for {found['above_others']} of {found['tags']} "
-        f"tags, and more than {BEYOND:.0%} of the layer-matched random sets do for {found['above_random']}; both hold for "
-        f"{found['both']} of {found['tags']} ({', '.join(_holding(lesions)) or 'none'}).",
+        f"tags, and more than at least {BEYOND:.0%} of the layer-matched random sets do for {found['above_random']}; both "
+        f"hold for {found['both']} of {found['tags']} ({', '.join(_holding(lesions)) or 'none'}).",
+        "Stricter: the whole interval of the difference is above zero against other tags for "
+        f"{found['above_others_interval']} tags, against the mean random set for {found['above_random_interval']}; no other "
+        f"tag's key neurons hurt the tag as much for {found['largest_of_keys']}.",
     ]
     if result["settings"]["shifts"][0] != 0:
         lines[0] = lines[0].replace("own word's class", f"class of the word {result['settings']['shifts'][0]} later")
@@ -260,8 +263,8 @@ def _lesions(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list
             f"{settings['random']} sets p is at least {1 / (1 + settings['random']):.3f}."
         ),
         Text(
-            f"Own effect larger than on other tags and than {BEYOND:.0%} of random sets: {len(holding)} of {len(lesions)}"
-            " tags"
+            f"Own effect larger than on other tags and than at least {BEYOND:.0%} of random sets: {len(holding)} of "
+            f"{len(lesions)} tags"
             + (f" ({', '.join(holding)})." if holding else ".")
         ),
         Grid(
