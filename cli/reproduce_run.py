@@ -50,7 +50,6 @@ class Steps:
     folder: Path
     base: dict[str, Any]
     """What all of them depend on."""
-    say: Callable[[str], None]
 
     def get(self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the result of a step, with its `seconds`; computed unless it is kept.
@@ -127,7 +126,7 @@ def reproduce(
     settings = asdict(study.settings)
     made_of = {"lake": study.lake.fingerprint, "blocks": list(study.lake.blocks), "model": source.sha256, "version": VERSION}
     split = {name: settings[name] for name in ("by", "test_share", "seed")}
-    steps = Steps(folder=out, base={**made_of, **split}, say=say)
+    steps = Steps(folder=out, base={**made_of, **split})
     explained = {name: settings[name] for name in ("method", "per_tag")} | {name: run[name] for name in _DECISIVE}
     chosen = {**explained, **{name: settings[name] for name in ("k", "fdr", "lesion_k")}}
 
