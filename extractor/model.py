@@ -76,6 +76,8 @@ def read_shape(
     except LOAD_ERRORS as error:
         raise InputError(f"could not read the model in {source.folder}: {first_line(error)}") from error
     neurons = find_neurons(model, module=module)
+    if not hasattr(neurons.model, "main_input_name"):
+        raise InputError(f"{config.model_type}: its {type(neurons.model).__name__} cannot be run by itself in transformers")
     widths = choose_sites(neurons, sites)
     return ModelShape(
         layers=len(neurons.output),
