@@ -22,7 +22,7 @@ demo: install
 
 # A worker per core computes on one thread: idle threads that spin for work on a core that another worker uses cost more.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # vLLM pins torch, numba and transformers: an environment of its own (4 GB).
 $(VLLM_STAMP): pyproject.toml requirements-vllm.txt requirements-demo.txt

@@ -280,7 +280,7 @@ class AttributionModel:
 
         vocabulary = self.module.get_input_embeddings().num_embeddings
         sequences, positions = _TRIAL
-        size = sequences, min(positions, context_length(self.module))
+        size = sequences, min(positions, context_length(self.module, self.module.config))
         return torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary, size=size)).to(self.device)
 
     def _check_attention(self, ids: "torch.Tensor", expected: "torch.Tensor") -> None:

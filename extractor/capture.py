@@ -70,14 +70,21 @@ class Batch:
     """(rows,) their rows in the block."""
 
 
-MakeBatches = Callable[[BlockPlan, int], Iterator[Batch]]
+Company = Callable[[int], int]
+"""Length → which lengths may share a batch with it: those with the same number."""
+MakeBatches = Callable[[BlockPlan, int, Company], Iterator[Batch]]
 """Makes the forward passes of a block, each of at most so many positions, padding included; a pure decision."""
 
 
-def text_batches(plan: BlockPlan, batch_tokens: int) -> Iterator[Batch]:
+def text_batches(plan: BlockPlan, batch_tokens: int, company: Company) -> Iterator[Batch]:
     """Yield the forward passes of a block of text, see `MakeBatches`."""
-    for members in plan_batches(plan.lengths, batch_tokens=batch_tokens):
-        yield make_batch(plan, members)
+    lengths = plan.lengths
+    groups: dict[int, list[int]] = {}
+    for sequence, length in enumerate(lengths):
+        groups.setdefault(company(length), []).append(sequence)
+    for group in groups.values():
+        for members in plan_batches([lengths[sequence] for sequence in group], batch_tokens=batch_tokens):
+            yield make_batch(plan, [group[member] for member in members])
 
 
 def make_batch(plan: BlockPlan, members: Sequence[int]) -> Batch:
@@ -140,7 +147,7 @@ class TransformersEngine:
         with warnings.catch_warnings():
             # transformers' WavLM hands torch masks of two types
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
-            for batch in self._batches(plan, self._batch_tokens):
+            for batch in self._batches(plan, self._batch_tokens, self.model.company):
                 inputs = torch.from_numpy(batch.inputs)
                 if inputs.is_floating_point():
                     inputs = inputs.to(self.model.module.dtype)

@@ -20,6 +20,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 UNLIMITED = 1 << 30
 # Names of the longest sequence in configurations. Models with relative positions only have none of them.
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_source_positions")
+_LONG, _SHORT = 9, 5  # tokens of the sequences that padding is tried with
+# Of a layer's largest value: sums in another order stay below it, padding that counts does not.
+_PADDING_NOISE = {"float32": 2.0**-12, "float16": 2.0**-6, "bfloat16": 2.0**-4}
 # Weights that no neuron depends on: a checkpoint may lack them, as those trained for masked tokens lack a pooler.
 _UNUSED = frozenset({"pooler", "masked_spec_embed"})
 
@@ -35,6 +38,8 @@ class ModelShape:
     """Full name of the MLPs' output projections, with ``{layer}``."""
     causal: bool
     """Whether tokens are known to attend only to earlier ones."""
+    rope_boundary: int | None
+    """Length up to which positions are computed in one way and beyond it in another, for the whole of a batch (longrope)."""
     max_positions: int
     """Longest sequence the model was made for."""
     architecture: str
@@ -71,23 +76,35 @@ def read_shape(
     except LOAD_ERRORS as error:
         raise InputError(f"could not read the model in {source.folder}: {first_line(error)}") from error
     neurons = find_neurons(model, module=module)
+    if not hasattr(neurons.model, "main_input_name"):
+        raise InputError(f"{config.model_type}: its {type(neurons.model).__name__} cannot be run by itself in transformers")
     widths = choose_sites(neurons, sites)
     return ModelShape(
         layers=len(neurons.output),
         widths=widths,
         module=neurons.pattern,
         causal=is_causal(config),
-        max_positions=context_length(neurons.model),
+        rope_boundary=rope_boundary(config),
+        max_positions=context_length(neurons.model, config),
         architecture=str(config.model_type),
         dtype=str(config.dtype or torch.float32).removeprefix("torch."),
     )
 
 
-def context_length(model: Any) -> int:
+def rope_boundary(config: Any) -> int | None:
+    """Return the length from which on longrope takes other factors, None for models without it."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    # some models have one per kind of layer
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    found = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(map(int, found), default=None)
+
+
+def context_length(model: Any, config: Any) -> int:
     """Return the longest sequence that a model (or its encoder) was made for."""
     from torch.nn import Embedding
 
-    config = model.config.get_text_config()
+    config = getattr(model, "config", config).get_text_config()
     named = (getattr(config, name, None) for name in _CONTEXT)
     longest = next((int(value) for value in named if isinstance(value, int) and value > 0), UNLIMITED)
     for name, part in model.named_modules():
@@ -108,7 +125,10 @@ class Model:
         self.module = neurons.model.to(device).eval()
         self.device = torch.device(device)
         self.causal = causal
+        self.pads = True
+        """Whether a sequence has the same values alone and padded beside a longer one."""
         self.layers = len(neurons.output)
+        self._rope_boundary: int | None = None
         self._neurons = neurons
         self._threads = threads
         if neurons.moe:
@@ -168,10 +188,50 @@ class Model:
                 f"another shape, first {missing[0]}; it is not a checkpoint of this architecture"
             )
         loaded = cls(neurons, sites=sites, causal=is_causal(model.config), device=device, threads=torch.get_num_threads())
-        if module is not None and loaded.module.main_input_name == "input_ids":
-            # A model that keeps positions first (XLNet) would go unnoticed in a batch as long as it is wide.
-            loaded.capture(torch.zeros(2, 3, dtype=torch.int64), _ignore, mask=torch.ones(2, 3))
+        loaded._rope_boundary = rope_boundary(model.config)
+        if loaded.module.main_input_name == "input_ids" and (module is not None or not loaded.causal):
+            loaded.pads = loaded._try_padding()
         return loaded
+
+    def company(self, length: int) -> int:
+        """Tell which sequences may share a batch: those of lengths with the same number (`capture.Company`)."""
+        if not self.pads:
+            return length
+        return int(self._rope_boundary is not None and length > self._rope_boundary)
+
+    def _try_padding(self) -> bool:
+        """Compare two short sequences in one batch with each of them alone.
+
+        Masks do not keep padding out of convolutions, Fourier transforms and the like. A model that keeps positions first,
+        or pads by itself, is refused here.
+        """
+        import torch
+
+        config = self.module.config.get_text_config() if hasattr(self.module, "config") else None
+        highest = min(int(getattr(config, "vocab_size", 100)), 100)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(highest // 2, highest, (2, _LONG), generator=generator)
+        mask = torch.ones(2, _LONG, dtype=torch.bool)
+        ids[1, _SHORT:], mask[1, _SHORT:] = 0, False
+        kept: list[dict[tuple[str, int], torch.Tensor]] = []
+
+        def keep(site: str, layer: int, values: "torch.Tensor") -> None:
+            kept[-1][site, layer] = values.detach().float().cpu().clone()
+
+        # the long one first: some models change for good at their first short sequence (BigBird)
+        for inputs, real in ((ids[:1], mask[:1]), (ids[1:, :_SHORT], mask[1:, :_SHORT]), (ids, mask)):
+            kept.append({})
+            self.capture(inputs, keep, mask=real)
+        alone, short, both = kept
+        noise = _PADDING_NOISE.get(str(self.module.dtype).removeprefix("torch."), max(_PADDING_NOISE.values()))
+        for key, values in both.items():
+            largest = max(float(values.abs().max()), 1e-30)
+            apart = max(
+                float((values[0] - alone[key][0]).abs().max()), float((values[1, :_SHORT] - short[key][0]).abs().max())
+            )
+            if apart > noise * largest:
+                return False
+        return True
 
     def provenance(self) -> dict[str, Any]:
         """Return what may move the last bits of the values: recorded with every block."""
@@ -277,10 +337,6 @@ def choose_dtype(dtype: str, device: str) -> Any:
     if dtype == "auto":
         return torch.float32 if device == "cpu" else "auto"
     return getattr(torch, dtype)
-
-
-def _ignore(_site: str, _layer: int, _values: "torch.Tensor") -> None:
-    """Receive nothing."""
 
 
 def missing_weights(model: Any, run: Any, loading: Mapping[str, Any]) -> list[str]:

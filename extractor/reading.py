@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from neuronlake.extractor.capture import Batch, BlockPlan, lay_out_rows, text_batches
+from neuronlake.extractor.capture import Batch, BlockPlan, Company, lay_out_rows, text_batches
 from neuronlake.extractor.clips import ClipLoader, Locate
 from neuronlake.extractor.corpora.audio import AudioCorpus
 from neuronlake.extractor.corpora.records import Corpus
@@ -30,7 +30,7 @@ class Reader(Protocol):
     def sequences(self, corpus: Corpus, settings: SequenceSettings) -> Iterator[Sequence]:
         """Yield the sequences of a corpus in its order."""
 
-    def batches(self, plan: BlockPlan, batch_tokens: int) -> Iterator[Batch]:
+    def batches(self, plan: BlockPlan, batch_tokens: int, company: Company) -> Iterator[Batch]:
         """Yield the forward passes of a block, see `neuronlake.extractor.capture.MakeBatches`."""
 
 
@@ -53,9 +53,9 @@ class TextReader:
         """See `Reader`."""
         return make_sequences(corpus, self._tokenizer, settings)
 
-    def batches(self, plan: BlockPlan, batch_tokens: int) -> Iterator[Batch]:
+    def batches(self, plan: BlockPlan, batch_tokens: int, company: Company) -> Iterator[Batch]:
         """See `Reader`."""
-        return text_batches(plan, batch_tokens)
+        return text_batches(plan, batch_tokens, company)
 
 
 class SpeechReader:
@@ -88,7 +88,7 @@ class SpeechReader:
             raise InputError(f"a {type(corpus).__name__} has no sound: a speech model reads an AudioCorpus (--audio)")
         return make_frame_sequences(corpus, self._front.grid, settings)
 
-    def batches(self, plan: BlockPlan, batch_tokens: int) -> Iterator[Batch]:
+    def batches(self, plan: BlockPlan, batch_tokens: int, company: Company) -> Iterator[Batch]:  # noqa: ARG002  (the front end decides)
         """See `Reader`."""
         grid = self._front.grid
         # A truncated utterance ends with the last sample that its frames see; any other is read to its own last sample,

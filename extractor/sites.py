@@ -28,23 +28,10 @@ Receive = Callable[[str, int, "torch.Tensor"], None]
 
 
 def site_widths(neurons: Neurons) -> dict[str, int]:
-    """Return the columns of every site that a model has. No weights are needed.
-
-    Raises
-    ------
-    InputError
-        When layers differ in the width of a site.
-    """
+    """Return the columns of every site that a model has, in its first layer. No weights are needed."""
     if neurons.moe:
         check_experts(neurons.output)
-    per_layer = [_layer_widths(neurons, layer) for layer in range(len(neurons.output))]
-    if any(widths != per_layer[0] for widths in per_layer):
-        site = next(site for site in per_layer[0] if len({widths.get(site) for widths in per_layer}) > 1)
-        raise InputError(
-            f"{type(neurons.model).__name__}: layers differ in the width of {site} "
-            f"({sorted({widths.get(site, 0) for widths in per_layer})})"
-        )
-    return per_layer[0]
+    return _layer_widths(neurons, 0)
 
 
 def choose_sites(neurons: Neurons, sites: Sequence[str] | None) -> dict[str, int]:
@@ -53,7 +40,7 @@ def choose_sites(neurons: Neurons, sites: Sequence[str] | None) -> dict[str, int
     Raises
     ------
     InputError
-        When the model does not have one of them, or none was asked for.
+        When the model does not have one of them, layers differ in its width, or none was asked for.
     """
     widths = site_widths(neurons)
     if sites is None:
@@ -65,6 +52,12 @@ def choose_sites(neurons: Neurons, sites: Sequence[str] | None) -> dict[str, int
             raise InputError(f"unknown site {site!r}: known are {', '.join(SITES)}")
         if site not in widths:
             raise InputError(f"{type(neurons.model).__name__} has no site {site!r}: it has {', '.join(widths)}")
+        different = {_layer_widths(neurons, layer).get(site, 0) for layer in range(len(neurons.output))}
+        if len(different) > 1:
+            raise InputError(
+                f"{type(neurons.model).__name__}: layers differ in the width of {site} ({sorted(different)}), but all "
+                "layers of a lake have the same: choose other --sites"
+            )
     return {site: widths[site] for site in sites}
 
 
@@ -124,7 +117,7 @@ def _hook(neurons: Neurons, site: str, layer: int, receive: Receive) -> Any:
         receive(site, layer, args[0] if args else next(iter(kwargs.values())))
 
     def after(_module: Any, _args: tuple[Any, ...], output: Any) -> None:
-        receive(site, layer, output[0] if isinstance(output, tuple) else output)
+        receive(site, layer, output[0] if isinstance(output, tuple | list) else output)
 
     def sign(_module: Any, args: tuple[Any, ...], _output: Any) -> None:
         receive(site, layer, (args[0] > 0).to(args[0].dtype))

@@ -76,6 +76,11 @@ def find_places(spec: LakeSpec, shape: ModelShape) -> list[Place]:
         raise InputError(
             f"{shape.architecture} is a mixture of experts, which vLLM computes in one piece: use --backend transformers"
         )
+    if shape.rope_boundary is not None and spec.plan["max_tokens"] >= shape.rope_boundary:
+        raise InputError(
+            f"vLLM takes the long factors of this model's rope (longrope) for short sequences too, once it allows more than "
+            f"{shape.rope_boundary} tokens: use --max-tokens {shape.rope_boundary - 1}, or --backend transformers"
+        )
     if not shape.causal:
         raise InputError(f"{shape.architecture} is not known to be causal: use --backend transformers")
     return [
@@ -146,6 +151,11 @@ class VllmEngine:
         threading.Thread(target=self._watch, name="neuronlake-vllm", daemon=True).start()
         try:
             self._check(self._engine.vllm_config)
+            if "generate" not in self._engine.get_supported_tasks():
+                raise InputError(
+                    "vLLM runs models with a language-model head only, which this checkpoint lacks: save it with its head "
+                    "(AutoModelForCausalLM), or use --backend transformers"
+                )
             facts = self._call("neuronlake_install", [list(place) for place in places])[0]
         except BaseException:
             self.close()

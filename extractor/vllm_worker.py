@@ -74,7 +74,7 @@ class BlockCapture:
         self._step: Step | None = None
         model = self._runner.get_model()
         for site, layer, name, side in places:
-            module = find_module(model, name)
+            module = find_module(model, name, side)
             if side == "input":
                 module.register_forward_pre_hook(self._input_hook(site, layer))
             else:
@@ -212,7 +212,7 @@ class BlockCapture:
         self._done[sequence] = first + count
 
 
-def find_module(model: Any, name: str) -> Any:
+def find_module(model: Any, name: str, side: str) -> Any:
     """Return vLLM's module whose name is, or ends in, that of transformers' model.
 
     Raises
@@ -231,6 +231,8 @@ def find_module(model: Any, name: str) -> Any:
         )
     if not isinstance(found[0].quant_method, UnquantizedLinearMethod):
         raise InputError(f"{name} is quantised ({type(found[0].quant_method).__name__}): use a checkpoint that is not")
+    if side == "output" and found[0].tp_size > 1 and not found[0].reduce_results:
+        raise InputError(f"{name} leaves its sum over ranks to a later layer: use --backend transformers, or one rank")
     return found[0]
 
 

@@ -21,6 +21,14 @@ COMMON = {
 MODELS = {
     "llama": {"intermediate_size": 88, "num_key_value_heads": 2},
     "bert": {"intermediate_size": 88},
+    "convbert": {"intermediate_size": 88, "embedding_size": 32, "conv_kernel_size": 5},
+    "phi3": {
+        "intermediate_size": 88, "num_key_value_heads": 2, "original_max_position_embeddings": 12,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 12,
+        },
+    },
     "qwen3_moe": {
         "moe_intermediate_size": 24, "intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "head_dim": 8,
         "num_key_value_heads": 2, "mlp_only_layers": [],
@@ -93,6 +101,17 @@ def test_a_site_that_is_not_the_neurons_alone(folder: Path, tmp_path: Path) -> N
 
 def test_an_encoder_sees_no_padding(folder: Path, tmp_path: Path) -> None:
     assert run(folder, tmp_path / "a.lake", "bert").neurons == 88
+
+
+@pytest.mark.parametrize("kind", ["convbert", "phi3"])
+def test_a_sentence_has_its_values_whoever_shares_its_batch(folder: Path, tmp_path: Path, kind: str) -> None:
+    """Convolutions see padding; longrope computes positions by the longest sequence of the batch."""
+    lake = run(folder, tmp_path / "a.lake", kind)
+    model = Model.load(resolve_model(str(folder / kind)), device="cpu")
+    lengths = lake.tokens().to_pandas().query("token_id >= 0").groupby("sentence").size()
+    assert lengths.min() <= 12 < lengths.max()
+    groups = len({model.company(length) for length in lengths})
+    assert groups == (lengths.nunique() if kind == "convbert" else 2)
 
 
 def test_experts_and_their_routing(folder: Path, tmp_path: Path) -> None:
