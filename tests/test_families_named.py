@@ -157,7 +157,7 @@ def test_layers_that_are_shared_are_not_counted_as_one(tmp_path: Path) -> None:
 
 def test_a_model_that_keeps_positions_first_is_refused(tmp_path: Path) -> None:
     save("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 56, "vocab_size": 100}, tmp_path)
-    with pytest.raises(InputError, match=r"has shape \(3, 2, 56\), expected \(2, 3, 56\): sequences, positions, width"):
+    with pytest.raises(InputError, match=r"has shape \(9, 1, 56\), expected \(1, 9, 56\): sequences, positions, width"):
         Model.load(resolve_model(str(tmp_path)), device="cpu", module="layer.{layer}.ff.layer_2")
 
 
