@@ -61,11 +61,12 @@ def _short(result: Mapping[str, Any]) -> list[str]:
     found, lesions = result["lesions"]["summary"], result["lesions"]["lesions"]
     word = best["baselines"]["most_frequent_tag_per_word"]["accuracy"]
     random = best["controls"].get("random_neurons", {}).get("accuracy")
+    last_layer = "which is the last layer" if last is best else f"layer {last['layer']} {_number(last['accuracy'])}"
     compared = "not above" if best["accuracy"] <= word else "above"
     lines = [
         f"Classifier ({best['classifier']}, own word's class, held-out documents): best layer {best['layer']} "
-        f"{_number(best['accuracy'])} from {best['n_features']:,} key neurons, layer {last['layer']} "
-        f"{_number(last['accuracy'])}; the paper reports {PAPER_ACCURACY} for another model.",
+        f"{_number(best['accuracy'])} from {best['n_features']:,} key neurons, {last_layer}; the paper reports "
+        f"{PAPER_ACCURACY} for another model.",
         f"That is {compared} the most frequent tag of the word type ({_number(word)}); as many random neurons of the layer "
         f"reach {_number(random)}, the majority {_number(best['baselines']['majority']['accuracy'])}; selectivity "
         f"{_number(best['selectivity'])}.",
