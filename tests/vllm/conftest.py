@@ -16,6 +16,11 @@ from neuronlake.extractor.vllm_engine import VllmEngine
 HERE = Path(__file__).parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # vLLM leaves sockets to the garbage collector, which may find them after the last test
+    config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
