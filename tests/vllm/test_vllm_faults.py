@@ -95,6 +95,7 @@ def test_models_that_vllm_does_not_show(module: str, causal: bool, message: str)
         widths={"mlp.post": NEURONS},
         module=module,
         causal=causal,
+        rope_boundary=None,
         max_positions=CONTEXT,
         architecture="mixtral",
         dtype="float32",
