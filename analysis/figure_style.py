@@ -130,6 +130,11 @@ def _save(figure: "Figure", path: Path) -> None:
     suffix = path.suffix.lower()
     # No date and no random identifiers: the same statistics give the same file.
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
+    # The layout solver keeps its variables by address, and what it finds differs in the last bits from run to run.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(side, 9) for side in axes.get_position(original=True).bounds])
     drawn = io.BytesIO()
     figure.savefig(drawn, format=suffix[1:], metadata=metadata)
     try:

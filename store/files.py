@@ -257,6 +257,13 @@ def everything_below(root: Path) -> Iterator[Path]:
             yield Path(folder, name)
 
 
+def files_below(root: Path) -> Iterator[Path]:
+    """Yield all files, told from folders by the listing: of one that disappears meanwhile, nothing is left to ask."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            yield Path(folder, name)
+
+
 def stale_temporaries(root: Path) -> Iterator[Path]:
     """Yield temporary files left by processes of this host that no longer run, or by this one when it failed before."""
     for path in everything_below(root):

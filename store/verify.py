@@ -14,7 +14,7 @@ from neuronlake.store.commits import Commit, committed_blocks, read_commit
 from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import FileRecord, everything_below, file_checksum, read_checked, stale_temporaries
+from neuronlake.store.files import FileRecord, file_checksum, files_below, read_checked, stale_temporaries
 from neuronlake.store.kept import INDEX, KEPT, MADE_BY, RECORD, kept_record, kept_results
 from neuronlake.store.label_sets import LABELS, examine_label_set, is_label_set, label_set_names
 from neuronlake.store.lock import LOCK_FILE, writer_of
@@ -101,7 +101,7 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
     """Do what `verify` does, and keep the findings apart by what a repair would do about them."""
     found = Findings(report=VerifyReport(full=full, writer=writer))
     # Listed before the commits: what is committed in between is then not taken for a leftover.
-    present = sorted(path.relative_to(root).as_posix() for path in everything_below(root) if not path.is_dir())
+    present = sorted(path.relative_to(root).as_posix() for path in files_below(root))
     _examine_identity(root, found)
     known = {layout.ROOT_METADATA, layout.PLAN_RECORD, PLAN_ASIDE, LOCK_FILE}
     if found.plan is not None:

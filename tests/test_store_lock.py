@@ -162,33 +162,31 @@ def test_a_reader_during_an_extraction_sees_whole_blocks_and_a_second_extraction
     treebank.write_text(conllu(some_sentences(600)), encoding="utf-8")
     root = tmp_path / "a.lake"
     command = ["extract", str(root), "--model", str(model), "--conllu", str(treebank), "--block-rows", "256"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "neuronlake.cli.main", *command, "--batch-tokens", "32"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
     seen: dict[int, np.ndarray] = {}
     counts, refused = [], False
-    while running.poll() is None:
-        if not list((root / "commits").glob("*.json")):
-            time.sleep(0.01)
-            continue
-        time.sleep(0.02)
-        lake = open_lake(root)
-        counts.append(len(lake.blocks))
-        seen[lake.blocks[-1]] = lake.read_block(layer=2, block=lake.blocks[-1])
-        report = verify(root)
-        assert report.ok
-        assert not report.unknown_files
-        assert not report.leftovers
-        if not refused and running.poll() is None and writer_of(root) is not None:
-            capsys.readouterr()
-            code = main(command)
-            err = capsys.readouterr().err
-            # it may have ended just now: then this run found nothing to do
-            refused = code == 2 and f"is being written by process {running.pid} on host" in err and err.count("\n") == 1
-    assert running.wait() == 0, running.stderr
-    assert running.stderr is not None
-    running.stderr.close()
+    with subprocess.Popen(
+        [sys.executable, "-m", "neuronlake.cli.main", *command, "--batch-tokens", "32"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        while running.poll() is None:
+            if not list((root / "commits").glob("*.json")):
+                time.sleep(0.01)
+                continue
+            time.sleep(0.02)
+            lake = open_lake(root)
+            counts.append(len(lake.blocks))
+            seen[lake.blocks[-1]] = lake.read_block(layer=2, block=lake.blocks[-1])
+            report = verify(root)
+            assert report.ok
+            assert not report.unknown_files
+            assert not report.leftovers
+            if not refused and running.poll() is None and writer_of(root) is not None:
+                capsys.readouterr()
+                code = main(command)
+                err = capsys.readouterr().err
+                # it may have ended just now: then this run found nothing to do
+                refused = code == 2 and f"is being written by process {running.pid} on host" in err and err.count("\n") == 1
+        assert running.wait() == 0, running.stderr
     assert refused
     assert len(set(counts)) > 1, "the reader never saw the lake grow"
     lake = open_lake(root)
