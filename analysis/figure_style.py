@@ -134,7 +134,8 @@ def _save(figure: "Figure", path: Path) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
-        axes.set_position([round(side, 9) for side in axes.get_position(original=True).bounds])
+        left, bottom, width, height = (round(side, 9) for side in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
     drawn = io.BytesIO()
     figure.savefig(drawn, format=suffix[1:], metadata=metadata)
     try:

@@ -64,7 +64,7 @@ def _short(result: Mapping[str, Any]) -> list[str]:
     last_layer = "which is the last layer" if last is best else f"layer {last['layer']} {_number(last['accuracy'])}"
     compared = "not above" if best["accuracy"] <= word else "above"
     lines = [
-        f"Classifier ({best['classifier']}, own word's class, held-out documents): best layer {best['layer']} "
+        f"Classifier ({best['classifier']}, own word's class, {_measured(result)}): best layer {best['layer']} "
         f"{_number(best['accuracy'])} from {best['n_features']:,} key neurons, {last_layer}; the paper reports "
         f"{PAPER_ACCURACY} for another model.",
         f"That is {compared} the most frequent tag of the word type ({_number(word)}); as many random neurons of the layer "
@@ -87,14 +87,20 @@ def _short(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _measured(result: Mapping[str, Any]) -> str:
+    if result["on"] is not None:
+        return f"all of {result['on']['path']}"
+    return f"{result['documents']['held_out']:,} held-out documents of the lake"
+
+
 def _key(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Block]:
     key, settings = result["key_neurons"], result["settings"]
     per_tag = "all" if settings["per_tag"] is None else f"{settings['per_tag']:,}"
     blocks: list[Block] = [
         Text(
             f"Method: {METHODS.get(settings['method'], settings['method'])}. Chosen on {result['documents']['train']:,} "
-            f"training documents of the lake, {per_tag} predictions per tag; {result['documents']['held_out']:,} are "
-            f"held out from the choice. q at most {settings['fdr']:g} (Benjamini–Hochberg over all neurons × tags)."
+            f"training documents of the lake, {per_tag} predictions per tag; measured on {_measured(result)}. "
+            f"q at most {settings['fdr']:g} (Benjamini–Hochberg over all neurons × tags)."
         )
     ]
     if (attribution := result["attribution"]) is not None:
@@ -177,9 +183,10 @@ def _probes(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[
     blocks: list[Block] = [
         Text(
             f"Learned on {best['n_train']:,} tokens of {best['n_train_documents']:,} training documents, tested on "
-            f"{best['n_test']:,} tokens of {best['n_test_documents']:,} held-out documents (best layer; last sub-word "
-            f"of each word). 95 %: intervals by document bootstrap. Paper: {PAPER_ACCURACY}, final layer, four classes, "
-            "Llama 3. “Best”: the key neurons that are lesioned, of all layers; “all”: every key neuron of every layer."
+            f"{best['n_test']:,} tokens of {best['n_test_documents']:,} documents, {_measured(result)} (best layer; last "
+            "sub-word of each word). 95 %: intervals by document bootstrap. Paper: "
+            f"{PAPER_ACCURACY}, final layer, four classes, Llama 3. “Best”: the key neurons that are lesioned, of all "
+            "layers; “all”: every key neuron of every layer."
         )
     ]
     tasks = dict.fromkeys((each["task"], each["shift"]) for each in result["probes"])
@@ -253,15 +260,14 @@ def _probe_grid(probes: Sequence[Mapping[str, Any]]) -> Grid:
 def _lesions(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Block]:
     found, settings = result["lesions"], result["settings"]
     lesions, text = found["lesions"], found["text"]
-    where = "held-out documents of the lake" if result["on"] is None else f"{result['on']['path']}"
     holding = _holding(lesions)
     random = [sorted(each["random"]) for each in lesions]
     blocks: list[Block] = [
         Text(
             f"Key neurons set to zero in the live model; {text['targets']:,} words of {text['documents']:,} documents "
-            f"predicted, of {where}. Δ is the rise of −log p of the word's first token, in nats per word. Random sets have "
-            f"as many neurons in every layer as the key neurons, none of them among these; {settings['random']} each. With "
-            f"{settings['random']} sets p is at least {1 / (1 + settings['random']):.3f}."
+            f"predicted, {_measured(result)}. Δ is the rise of −log p of the word's first token, in nats per word. Random "
+            f"sets have as many neurons in every layer as the key neurons, none of them among these; {settings['random']} "
+            f"each. With {settings['random']} sets p is at least {1 / (1 + settings['random']):.3f}."
         ),
         Text(
             f"Own effect larger than on other tags and than at least {BEYOND:.0%} of random sets: {len(holding)} of "

@@ -32,10 +32,10 @@ OF_OURS = (
     "A hit must be positive; equally many predictions per tag, as far as there are so many; q and V compare a tag "
     "with all other tags of the label.",
     "Neurons are chosen, and classifiers learned, on training documents; classifiers are tested, and text is "
-    "predicted, on documents that were held out from both, or on another lake. One training document goes unused by "
-    "the classifiers.",
+    "predicted, on documents that were held out from both, or on another lake. Where documents are held out, one training "
+    "document goes unused by the classifiers.",
     "The most frequent tag of the word type, random neurons, the control task, layer-matched random lesions and "
     "intervals by document bootstrap: controls that we know of no counterpart for in the paper.",
-    "The best layer is the best on the held-out documents: its accuracy is a maximum over layers. Where there is "
-    "another lake, the same layer is tested there without being chosen again.",
+    "The best layer is the best on what is measured: its accuracy is a maximum over layers. With --test, the same layer "
+    "is tested on a further lake without being chosen again.",
 )

@@ -22,17 +22,20 @@ def add_commands(commands: Any) -> None:
         "run the study of key neurons (arXiv 2511.06519) with controls and write a report: attribution, selection, "
         "classifiers, lesions",
         "neuronlake reproduce my.lake --model HuggingFaceTB/SmolLM2-135M --out study\n"
-        "neuronlake reproduce train.lake --model ./model --test pud.lake --on dev.lake --out study\n"
+        "neuronlake reproduce train.lake --model ./model --on dev.lake --test pud.lake --out study\n"
         "neuronlake reproduce my.lake --model ./model --method ig --out study          # as the paper; takes hours\n"
         "neuronlake reproduce my.lake --model ./model --classes-only --layers 0 15 29 --tokens 400 --out quick",
     )
     add_lake(parser)
     add_model_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the report and finished steps")
-    parser.add_argument("--test", type=Path, metavar="LAKE", help="test the classifiers on this lake of the same model, too")
     parser.add_argument(
-        "--on", type=Path, metavar="LAKE", help="predict the text of this lake (default: held-out documents of LAKE)"
+        "--on",
+        type=Path,
+        metavar="LAKE",
+        help="measure on this lake of the same model (default: on held-out documents)",
     )
+    parser.add_argument("--test", type=Path, metavar="LAKE", help="test the classifiers on this lake, too")
     which = parser.add_argument_group("key neurons")
     which.add_argument("--by", default="upos", metavar="LABEL", help="label (default: upos)")
     which.add_argument(
@@ -54,7 +57,7 @@ def add_commands(commands: Any) -> None:
     which.add_argument("--classes-only", action="store_true", help="no classifiers and lesions of the other tags")
     probes = parser.add_argument_group("classifiers")
     probes.add_argument(
-        "--test-share", type=float, default=0.2, metavar="SHARE", help="of the documents, held out (default: 0.2)"
+        "--test-share", type=float, metavar="SHARE", help="of the documents, held out (default: 0.2; none with --on)"
     )
     probes.add_argument(
         "--shift",

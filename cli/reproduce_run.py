@@ -125,7 +125,7 @@ def reproduce(
     """
     settings = asdict(study.settings)
     made_of = {"lake": study.lake.fingerprint, "blocks": list(study.lake.blocks), "model": source.sha256, "version": VERSION}
-    split = {name: settings[name] for name in ("by", "test_share", "seed")}
+    split = {"by": settings["by"], "seed": settings["seed"], "test_share": study.split.test_share}
     steps = Steps(folder=out, base={**made_of, **split})
     explained = {name: settings[name] for name in ("method", "per_tag")} | {name: run[name] for name in _DECISIVE}
     chosen = {**explained, **{name: settings[name] for name in ("k", "fdr", "lesion_k")}}
@@ -151,7 +151,7 @@ def reproduce(
         "settings": settings,
         "lake": _about(study.lake),
         "test": None if study.test is None else _about(study.test),
-        "on": None if study.on is study.lake else _about(study.on),
+        "on": _about(study.on) if study.elsewhere else None,
         "model": source.identity(),
         "tags": list(study.tags),
         "documents": {"train": len(study.split.train), "held_out": len(study.split.test)},
@@ -186,6 +186,8 @@ def _probes(study: Study, key: dict[str, Any], steps: Steps, progress: Progress)
         about = {"neurons": _digest(neurons), "draws": settings.draws, "place": place, **how}
         if how.get("transfer"):
             about["other"] = study.test.fingerprint if study.test else None
+        elif study.elsewhere:
+            about["other"] = study.on.fingerprint
         return {**place, **steps.get(name, about, lambda: classify(study, neurons, **how))}
 
     found: list[dict[str, Any]] = []

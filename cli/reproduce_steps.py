@@ -29,6 +29,7 @@ CLASSES = ("NOUN", "VERB", "ADJ", "ADV")
 CLASSIFIERS = ("logistic", "svm")
 # `where` chooses the documents to learn from; the probe still holds out a share of them, and one is the least it can.
 _LEAST_SHARE = 1e-9
+_TEST_SHARE = 0.2
 _EVERYTHING = "document >= 0"
 _SHIFT = 1  # of methods that read activations: attribution, too, is at the token before the word
 _KEPT_SCORES = (
@@ -54,8 +55,9 @@ class StudySettings:
     """Classifiers and lesions of the classes only; key neurons are of all tags all the same."""
     per_tag: int | None = 200
     """Predictions (or tokens) per tag that key neurons are chosen on; None takes all."""
-    test_share: float = 0.2
-    """Of the documents: held out from the choice of neurons and from learning."""
+    test_share: float | None = None
+    """Of the documents: held out from the choice of neurons and from learning. None: a fifth, or none of them where another
+    lake is measured."""
     shifts: tuple[int, ...] = (0, 1)
     """Classified: the token's own word (0), the word after it (1)."""
     layers: tuple[int, ...] | None = None
@@ -107,8 +109,13 @@ class Study:
 
     @property
     def test_where(self) -> str:
-        """SQL of the held-out documents."""
-        return _documents(self.split.test)
+        """SQL of the documents that are measured."""
+        return _EVERYTHING if self.elsewhere else _documents(self.split.test)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another lake is measured, and nothing held out of the first."""
+        return self.on is not self.lake
 
 
 def begin(lake: Lake, settings: StudySettings, *, test: Lake | None, on: Lake | None) -> Study:
@@ -139,7 +146,14 @@ def begin(lake: Lake, settings: StudySettings, *, test: Lake | None, on: Lake | 
     for other in (test, on):
         if other is not None:
             check_same_model(lake, other)
-    split = split_documents(labels, test_share=settings.test_share, seed=settings.seed)
+    if on is None:
+        share = _TEST_SHARE if settings.test_share is None else settings.test_share
+        split = split_documents(labels, test_share=share, seed=settings.seed)
+    elif settings.test_share is not None:
+        raise InputError("--test-share holds documents of the lake out, --on measures on another: give one of the two")
+    else:
+        train = np.unique(labels.documents[labels.codes >= 0]).astype(np.int64)
+        split = Split(unit="document", train=train, test=train[:0], test_share=0, seed=settings.seed)
     if len(split.train) < 2:
         raise InputError(f"{lake.path} has {len(split.train)} document to learn from: a classifier needs two or more")
     return Study(lake=lake, test=test, on=on or lake, settings=settings, tags=labels.tags, split=split)
@@ -273,7 +287,7 @@ def classify(
     random_draws: int,
     transfer: bool = False,
 ) -> dict[str, Any]:
-    """Fit a classifier on given neurons of the training documents, and test it on the held-out ones or the other lake.
+    """Fit a classifier on given neurons of the training documents, and test it on those that are measured or a third lake.
 
     Parameters
     ----------
@@ -282,12 +296,13 @@ def classify(
     transfer
         Test on the whole of `study.test`.
     """
+    there = study.test if transfer else study.on if study.elsewhere else None
     found = probe(
         study.lake,
         study.settings.by,
-        test=study.test if transfer else None,
+        test=there,
         where=study.train_where,
-        test_where=_EVERYTHING if transfer else study.test_where,
+        test_where=_EVERYTHING if there is not None else study.test_where,
         tags=tags,
         tag=tag,
         shift=shift,
@@ -315,7 +330,7 @@ def classify(
 def lesion_sets(study: Study, found: dict[str, Any]) -> tuple[list[NeuronSet], dict[str, str]]:
     """Sets to lesion, best first; and of the tags left out, why."""
     labels = token_labels(study.on, study.settings.by, subword="first", min_tokens=1)
-    here = labels if study.on is not study.lake else labels.keep(np.isin(labels.documents, study.split.test))
+    here = labels if study.elsewhere else labels.keep(np.isin(labels.documents, study.split.test))
     there = {tag for tag, count in zip(here.tags, here.counts, strict=True) if count}
     wanted = [tag for tag in found["tags"] if not study.settings.classes_only or tag in study.settings.classes]
     sets, left_out = [], {}
@@ -361,7 +376,7 @@ def lesion(
             device=run["device"],
             trust_remote_code=run["trust_remote_code"],
         ),
-        documents=study.split.test if study.on is study.lake else None,
+        documents=None if study.elsewhere else study.split.test,
         chosen={"method": settings.method, "k": settings.lesion_k, "fdr": settings.fdr},
         out=out,
         suffix="png",

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from tiny import make_model
 from tiny_world import SETTINGS, World, make_world
 
 from neuronlake.analysis.figure_key_neurons import intersections
+from neuronlake.analysis.labels import token_labels
 from neuronlake.analysis.report_render import Grid, Heading, Picture, Points, Text, to_html, to_markdown
 from neuronlake.cli.main import main
 from neuronlake.cli.reproduce_steps import StudySettings, begin
@@ -171,6 +173,11 @@ def test_other_methods_and_another_text(run: Run, world: World, other: Path, tmp
     assert (result["attribution"] is None) == (method == "auroc")
     assert result["on"]["fingerprint"] == open_lake(other).fingerprint
     assert {probe["task"] for probe in result["probes"]} == {"classes"}
+    # everything is measured there, and nothing is held out here
+    here, there = (token_labels(open_lake(each), "upos", subword="last") for each in (lake, other))
+    assert result["documents"] == {"train": len(np.unique(here.documents[here.codes >= 0])), "held_out": 0}
+    assert {probe["n_test_documents"] for probe in result["probes"]} == {len(np.unique(there.documents[there.codes >= 0]))}
+    assert {probe["n_test"] for probe in result["probes"]} == {there.counts.sum()}
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert ("Completeness: sums miss" in markdown) == (method == "ig")
 
@@ -216,6 +223,8 @@ def test_what_cannot_be_done_is_refused(run: Run, world: World, tmp_path: Path) 
         (("--method", "guess"), "known are gradient, ig, activation_share, auroc"),
         (("--method", "activation_share"), "weights"),
         (("--test-share", 1.5), "test_share"),
+        (("--test-share", 0.1, "--on", world.lake), "give one of the two"),
+        (("--on", world.lake), "holds the same tokens"),
         (("--per-tag", 0), "--per-tag must be at least 1"),
         (("--per-tag", "some"), "expected a number or all"),
         (("--tokens", 0), "--tokens must be at least 1"),
