@@ -127,6 +127,8 @@ def begin(lake: Lake, settings: StudySettings, *, test: Lake | None, on: Lake | 
         When a class is no tag of the lake, there are not so many neurons, the other lakes are of another model, or there is
         a single document.
     """
+    if on is not None and settings.test_share is not None:
+        raise InputError("--test-share holds documents of the lake out, --on measures on another: give one of the two")
     labels = token_labels(lake, settings.by, min_tokens=1)
     for tag in settings.classes:
         if tag not in labels.tags:
@@ -149,8 +151,6 @@ def begin(lake: Lake, settings: StudySettings, *, test: Lake | None, on: Lake | 
     if on is None:
         share = _TEST_SHARE if settings.test_share is None else settings.test_share
         split = split_documents(labels, test_share=share, seed=settings.seed)
-    elif settings.test_share is not None:
-        raise InputError("--test-share holds documents of the lake out, --on measures on another: give one of the two")
     else:
         train = np.unique(labels.documents[labels.codes >= 0]).astype(np.int64)
         split = Split(unit="document", train=train, test=train[:0], test_share=0, seed=settings.seed)
