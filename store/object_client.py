@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from neuronlake.store.errors import InputError, StorageError
+from neuronlake.store.errors import StorageError
 
 SCHEMES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 PART_BYTES = 8 << 20  # 8 MiB: what one request transfers at most, so that its timeout can be short
@@ -30,7 +30,14 @@ _CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
 }
 # The services that give credentials to machines of a cloud: asked when the environment has none.
-_CREDENTIAL_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "token request", "MissingAccount")
+_CREDENTIAL_SERVICES = (
+    "/latest/api/token",
+    "/latest/meta-data",
+    "169.254.170.2",
+    "/computeMetadata/",
+    "token request",
+    "MissingAccount",
+)
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
@@ -360,7 +367,7 @@ def _make_store(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...],
     for name, value in settings:
         # obstore panics where there is no scheme
         if "ENDPOINT" in name and not value.startswith(("http://", "https://")):
-            raise InputError(f"{name} is {value!r}, expected a URL that begins with http:// or https://")
+            raise StorageError(f"{name} is {value!r}, expected a URL that begins with http:// or https://")
     _obstore()
     kind = getattr(importlib.import_module("obstore.store"), SCHEMES[scheme])
     # plain HTTP only ever happens where an endpoint in the environment says so
@@ -372,7 +379,7 @@ def _obstore() -> Any:
     try:
         return importlib.import_module("obstore")
     except ImportError:
-        raise InputError("lakes in object stores need one more package: pip install 'neuronlake[cloud]'") from None
+        raise StorageError("lakes in object stores need one more package: pip install 'neuronlake[cloud]'") from None
 
 
 def _exceptions() -> Any:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import obstore.store
 
-KINDS = ("500", "503", "stall", "reset", "lost answer", "truncated")
+KINDS = ("500", "503", "stall", "reset", "lost answer", "truncated", "spoiled")
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
@@ -68,7 +68,9 @@ def request(endpoint: str, method: str, path: str) -> int:
 
     given = settings(endpoint)
     keys = botocore.credentials.Credentials(given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"])
-    signed = botocore.awsrequest.AWSRequest(method, f"{endpoint}/{path}", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
+    signed = botocore.awsrequest.AWSRequest(
+        method, f"{endpoint}/{path}", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"}
+    )
     botocore.auth.S3SigV4Auth(keys, "s3", given["AWS_REGION"]).add_auth(signed)
     connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
     connection.request(method, f"/{path}", headers=dict(signed.headers))
@@ -128,6 +130,7 @@ class FaultProxy:
         """Of bodies that came from the store."""
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._upstream = urlsplit(upstream).netloc
+        self._refusal: tuple[int, bytes] | None = None
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -145,7 +148,7 @@ class FaultProxy:
             def _any(self) -> None:
                 proxy._answer(self)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _any
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _any  # noqa: N815
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -158,6 +161,10 @@ class FaultProxy:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def refuse_with(self, status: int, body: bytes) -> None:
+        """Answer every request so from now on."""
+        self._refusal = status, body
 
     @property
     def faults(self) -> int:
@@ -178,6 +185,8 @@ class FaultProxy:
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         self.seen(handler.command, handler.path)
         fault = self._choose()
+        if self._refusal is not None:
+            return self._send(handler, self._refusal[0], {"Content-Type": "application/xml"}, self._refusal[1])
         if fault in ("500", "503"):
             self._count(fault)
             return self._send(handler, int(fault), {}, SLOW_DOWN if fault == "503" else b"")
@@ -196,6 +205,14 @@ class FaultProxy:
             self._count(fault)
             self._send(handler, status, headers, found, only=len(found) // 2)
             return self._reset(handler)
+        if (
+            fault == "spoiled"
+            and found
+            and handler.command == "GET"
+            and ("/c." in handler.path or ".parquet" in handler.path)
+        ):
+            self._count(fault)
+            found = bytes([found[0] ^ 1]) + found[1:]
         return self._send(handler, status, headers, found)
 
     def _count(self, fault: str) -> None:
