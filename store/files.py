@@ -238,6 +238,12 @@ def file_checksum(path: LakePath) -> tuple[int, str]:
     return size, checksum.hexdigest()
 
 
+def checksum_found(path: LakePath, expected: tuple[int, str]) -> tuple[int, str]:
+    """As `file_checksum`; an object that is not as expected is read once more: what a network spoils may come right then."""
+    found = file_checksum(path)
+    return file_checksum(path) if isinstance(path, ObjectPath) and found != expected else found
+
+
 def read_checked(root: LakePath, record: FileRecord) -> bytes:
     """Return a small file's bytes after comparing them with their record; an object that differs is read once more.
 

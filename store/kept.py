@@ -19,6 +19,7 @@ from typing import Any
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import (
     FileRecord,
+    checksum_found,
     file_checksum,
     read_error,
     remove_folder,
@@ -225,12 +226,13 @@ def kept_record(root: LakePath, name: str, *, kept: str = STATISTICS, full: bool
         whole = full or file.name == "zarr.json"
         try:
             known = sizes.get(entry["path"])
-            size, checksum = file_checksum(file) if whole else (known or file.stat().st_size, entry["xxh3"])
+            expected = entry["bytes"], entry["xxh3"]
+            found = checksum_found(file, expected) if whole else (known or file.stat().st_size, entry["xxh3"])
         except StorageError:
             raise
         except OSError as error:
             raise DamageError(f"{file}: {error.strerror or error}") from None
-        if (size, checksum) != (entry["bytes"], entry["xxh3"]):
+        if found != expected:
             raise DamageError(f"{file} does not match its record")
 
     for _ in map_waiting(check, record["files"]) if isinstance(folder, ObjectPath) else map(check, record["files"]):

@@ -312,9 +312,13 @@ def _final(error: Exception, where: Where, verb: str) -> Exception | None:
             "these credentials may do"
         )
     status = _status(error)
-    if status in _NOT_OFFERED or isinstance(error, exceptions.NotSupportedError):
+    if verb == "write" and (status in _NOT_OFFERED or isinstance(error, exceptions.NotSupportedError)):
         return NotImplementedError(f"{where}: {_reason(error)}")
-    if (400 <= status < 500 and status not in _TRY_AGAIN) or isinstance(error, exceptions.InvalidPathError):
+    if (
+        (400 <= status < 500 and status not in _TRY_AGAIN)
+        or status in _NOT_OFFERED
+        or isinstance(error, exceptions.InvalidPathError)
+    ):
         return StorageError(f"could not {verb} {where}: {_reason(error)}")
     return None
 

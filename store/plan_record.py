@@ -20,7 +20,7 @@ from neuronlake.store.commits import committed_blocks, read_commit
 from neuronlake.store.errors import DamageError, InputError, StorageError
 from neuronlake.store.files import (
     FileRecord,
-    file_checksum,
+    checksum_found,
     seal,
     storage_error,
     sync_ancestors,
@@ -243,7 +243,8 @@ def _tables(record: PlanRecord) -> list[str]:
 
 def _is(path: LakePath, record: FileRecord) -> bool:
     try:
-        return file_checksum(path) == (record.bytes, record.xxh3)
+        expected = record.bytes, record.xxh3
+        return checksum_found(path, expected) == expected
     except StorageError:
         raise
     except OSError:

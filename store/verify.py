@@ -14,7 +14,7 @@ from neuronlake.store.commits import Commit, committed_blocks, read_commit
 from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError, StorageError
-from neuronlake.store.files import FileRecord, file_checksum, files_below, read_checked, sizes_below, stale_temporaries
+from neuronlake.store.files import FileRecord, checksum_found, files_below, read_checked, sizes_below, stale_temporaries
 from neuronlake.store.kept import INDEX, KEPT, MADE_BY, RECORD, kept_record, kept_results
 from neuronlake.store.label_sets import LABELS, examine_label_set, is_label_set, label_set_names
 from neuronlake.store.lock import LOCK_FILE, writer_of
@@ -349,9 +349,7 @@ def _problem(root: LakePath, record: FileRecord, *, full: bool, sizes: Mapping[s
     path = root / record.path
     try:
         if full:
-            size, checksum = file_checksum(path)
-            if isinstance(path, ObjectPath) and (size, checksum) != (record.bytes, record.xxh3):
-                size, checksum = file_checksum(path)  # what a network spoils may come right the second time
+            size, checksum = checksum_found(path, (record.bytes, record.xxh3))
         else:
             size, checksum = sizes[record.path] if record.path in sizes else path.stat().st_size, record.xxh3
     except FileNotFoundError:

@@ -134,7 +134,7 @@ def test_killed_at_any_moment_it_goes_on(
     command = [sys.executable, "-m", "neuronlake.cli.main", "import", "LAKE", str(tmp_path / "x.npy"), "--block-rows", "256"]
     root, processes, count = lake_path(f"s3://{bucket}/a.lake"), list[subprocess.Popen[bytes]](), 0
 
-    def seen(method: str, path: str) -> None:
+    def seen(method: str, _path: str) -> None:
         nonlocal count
         count += method == "PUT"
         if count == puts:

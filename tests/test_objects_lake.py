@@ -61,7 +61,8 @@ QUESTIONS = {
     "closed form": ["probe", "--by", "upos", "--classifier", "ridge", "--layer", "0"],
     "index": ["index", "--by", "deprel"],
     "top of a tag": ["top", "L1.N5", "-k", "4", "--where", "deprel=dep"],
-    "neighbours": ["similar", "L1.N5"],
+    "neurons alike": ["neighbours", "L1.N5"],
+    "tokens alike": ["neighbours", "--row", "5", "--layer", "1"],
     "label": ["label", "--parquet", "{labels}", "--name", "größe"],
     "added": ["stats", "--by", "length"],
     "labels": ["label", "--list"],
@@ -73,7 +74,7 @@ QUESTIONS = {
 def answer(capsys: pytest.CaptureFixture[str], root: LakePath, question: list[str], labels: Path) -> str:
     command, *rest = [part.format(labels=labels) for part in question]
     capsys.readouterr()
-    assert main([command, str(root), *rest, *(["--json"] if command != "tokens" else [])]) == 0
+    assert main([command, str(root), *rest, "--json"]) == 0
     return capsys.readouterr().out.replace(str(root), "LAKE")
 
 
