@@ -72,9 +72,11 @@ def request(endpoint: str, method: str, path: str) -> int:
         method, f"{endpoint}/{path}", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"}
     )
     botocore.auth.S3SigV4Auth(keys, "s3", given["AWS_REGION"]).add_auth(signed)
-    connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
-    connection.request(method, f"/{path}", headers=dict(signed.headers))
-    return connection.getresponse().status
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)) as connection:
+        connection.request(method, f"/{path}", headers=dict(signed.headers))
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
 
 
 def make_bucket(endpoint: str) -> str:
