@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("kill", "run(2)", "every finished lake is byte-identical"),
         ("languages", "run(('smollm2',), 12)", "LAPE neurons of each language"),
         ("memory", "run(40, 2)", "| 2x | "),
+        ("objects", "run(objects=4, small=8, repeats=1, rounds=1, seeds=1)", "| one column | "),
         ("neighbours", "run(sentences=60, neurons=4, tokens=5, layers=(3,))", "| recall@10 with 50 candidates | "),
         (
             "planted",
