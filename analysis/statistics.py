@@ -15,12 +15,14 @@ from neuronlake.analysis.column_pass import (
     Column,
     Earlier,
     Pass,
+    column_parts,
     create_counts,
     piece_statistics,
     pieces,
+    write_counts,
 )
 from neuronlake.analysis.derived import requested
-from neuronlake.analysis.execute import LOCAL_THREADS, Progress, run_all
+from neuronlake.analysis.execute import LOCAL_THREADS, Progress, run_each
 from neuronlake.analysis.gathered import Gathered, Gathering
 from neuronlake.analysis.groups import FOLDS, fold_of, group_blocks
 from neuronlake.analysis.kept_statistics import (
@@ -226,7 +228,7 @@ def _answers(
                 gathered = found.gathered(chosen, source.layers, by_fold=only_folds is not None)
                 _check_histograms(groups, gathered.tags)
                 answers[place] = with_requested(
-                    found, gathered, groups, source.layers, scheduler=scheduler, progress=progress
+                    found, gathered, groups, source, scheduler=scheduler, progress=progress
                 )
             except KeptDamageError:
                 _drop(found)
@@ -337,10 +339,14 @@ def _gather(
     gatherings = [Gathering(layers=layers, neurons=source.neurons, basic=job.basic) for job in jobs]
     # In this process every piece is put where it belongs by the thread that made it.
     place = partial(_put, gatherings)
-    work = partial(piece_statistics, jobs, take=place if scheduler is None or scheduler in LOCAL_THREADS else None)
-    for columns in run_all(work, pieces(source, layers), scheduler=scheduler, progress=progress):
+    work = partial(piece_statistics, jobs, take=place if scheduler in LOCAL_THREADS else None)
+    wanted = pieces(source, layers)
+    parts = column_parts(source, [(piece["layer"], piece["first"]) for piece in wanted])
+    for _, columns in run_each(work, wanted, parts=parts, scheduler=scheduler, progress=progress):
         if columns is not None:
             place(columns)
+            for job, column in zip(jobs, columns, strict=True):
+                write_counts(job, column)
     return [run.gathered(gathering) for run, gathering in zip(runs, gatherings, strict=True)]
 
 
