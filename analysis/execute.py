@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
-from neuronlake.store.parallel import usable_cpus
+from neuronlake.store.parallel import map_ordered, usable_cpus
 from neuronlake.store.scan import Tile
 
 if TYPE_CHECKING:
@@ -125,6 +125,34 @@ def run_each(
             yield place, result
 
 
+def run_in_order(
+    work: Callable[..., _Result],
+    arguments: Sequence[Mapping[str, Any]],
+    *,
+    parts: Parts,
+    scheduler: Any = None,
+    progress: Progress | None = None,
+) -> Iterator[_Result]:
+    """Yield ``work(**kwargs) for kwargs in arguments``, computed in parallel.
+
+    In threads, work is done only so far ahead as results are taken.
+    """
+    if scheduler in LOCAL_THREADS:
+        threads = 1 if scheduler == "synchronous" else None
+        for place, result in enumerate(map_ordered(lambda kwargs: work(**kwargs), arguments, threads=threads, ahead=1)):
+            if progress is not None:
+                progress(place + 1, len(arguments))
+            yield result
+        return
+    early: dict[int, _Result] = {}
+    following = 0
+    for place, result in run_each(work, arguments, parts=parts, scheduler=scheduler, progress=progress):
+        early[place] = result
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
 def scan_all(
     lake: Lake,
     kernel: Callable[[Tile], _Result],
@@ -150,14 +178,9 @@ def scan_all(
     def scan_shard(layer: int, block: int) -> list[_Result]:
         return list(lake.scan(kernel, layers=[layer], blocks=[block], threads=1))
 
-    early: dict[int, list[_Result]] = {}
-    following = 0
     parts = Parts.of_blocks(lake, [shard["block"] for shard in shards])
-    for place, results in run_each(scan_shard, shards, parts=parts, scheduler=scheduler):
-        early[place] = results
-        while following in early:
-            yield from early.pop(following)
-            following += 1
+    for results in run_in_order(scan_shard, shards, parts=parts, scheduler=scheduler):
+        yield from results
 
 
 @contextmanager
@@ -173,12 +196,13 @@ def connected(scheduler: Any) -> "Iterator[Cluster | None]":
         raise InputError(
             f"unknown scheduler {scheduler!r}: known are {', '.join(_LOCAL)} and the address of a cluster (tcp://…)"
         )
-    # Whoever has a client, or a cluster, has imported what makes them.
-    loaded = {name: sys.modules.get(name) for name in ("distributed", "neuronlake.analysis.cluster")}
-    ours, theirs = loaded["neuronlake.analysis.cluster"], loaded["distributed"]
+    # Whoever has a cluster, or a client, has imported what makes them.
+    ours, theirs = (sys.modules.get(name) for name in ("neuronlake.analysis.cluster", "distributed"))
     if ours is not None and isinstance(scheduler, ours.Cluster):
         yield scheduler
-    elif (isinstance(scheduler, str) and "://" in scheduler) or (theirs is not None and isinstance(scheduler, theirs.Client)):
+    elif (isinstance(scheduler, str) and "://" in scheduler) or (
+        theirs is not None and isinstance(scheduler, theirs.Client)
+    ):
         from neuronlake.analysis.cluster import Cluster
 
         with Cluster(scheduler) as cluster:

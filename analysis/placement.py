@@ -1,4 +1,4 @@
-"""Which worker of a cluster reads which part of a lake: always the same one, so that what it caches serves the next question.
+"""Which worker of a cluster reads which part of a lake: always the same, so that what it caches serves the next question.
 
 Rendezvous hashing (Thaler & Ravishankar 1998, "Using name-based mappings to increase hit rates"): a part prefers the machine
 for which a hash of both is largest, so that losing one moves its parts and few others. No machine takes more than its share
@@ -54,7 +54,7 @@ def _share(parts: NDArray[np.uint64], takers: Mapping[str, int]) -> dict[str, ND
     """Deal parts, ascending, to takers in proportion to their weights."""
     names = sorted(takers)
     if len(names) == 1 or not len(parts):
-        return {name: parts for name in names[:1]}
+        return dict.fromkeys(names[:1], parts)
     seeds = np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in names], dtype=np.uint64)
     hashes = np.maximum(_mixed(_mixed(parts)[:, None] ^ seeds), 1)  # (parts, takers)
     weights = np.array([takers[name] for name in names])

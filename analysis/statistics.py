@@ -227,9 +227,7 @@ def _answers(
             try:
                 gathered = found.gathered(chosen, source.layers, by_fold=only_folds is not None)
                 _check_histograms(groups, gathered.tags)
-                answers[place] = with_requested(
-                    found, gathered, groups, source, scheduler=scheduler, progress=progress
-                )
+                answers[place] = with_requested(found, gathered, groups, source, scheduler=scheduler, progress=progress)
             except KeptDamageError:
                 _drop(found)
                 kept[place] = None
