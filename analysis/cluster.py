@@ -145,6 +145,7 @@ class Cluster:
         """Results record the versions that computed them, which are those of this process: all must have the same."""
         found = self.client.get_versions(packages=list(_PACKAGES))
         mine = _comparable(found["client"])
+        parties: list[tuple[str, Any, tuple[str, ...]]]
         parties = [(f"the scheduler at {self.address}", found["scheduler"], ("python", "dask", "distributed"))]
         parties += [(f"worker {name}", versions, tuple(mine)) for name, versions in sorted(found["workers"].items())]
         for who, versions, names in parties:

@@ -200,9 +200,7 @@ def connected(scheduler: Any) -> "Iterator[Cluster | None]":
     ours, theirs = (sys.modules.get(name) for name in ("neuronlake.analysis.cluster", "distributed"))
     if ours is not None and isinstance(scheduler, ours.Cluster):
         yield scheduler
-    elif (isinstance(scheduler, str) and "://" in scheduler) or (
-        theirs is not None and isinstance(scheduler, theirs.Client)
-    ):
+    elif isinstance(scheduler, str if theirs is None else (str, theirs.Client)) and scheduler not in _LOCAL:
         from neuronlake.analysis.cluster import Cluster
 
         with Cluster(scheduler) as cluster:
