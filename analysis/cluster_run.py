@@ -91,13 +91,13 @@ class Run:
         """Send the work to every worker, and have these pieces wait for being given out."""
         if self._rounds == _ATTEMPTS:
             raise InputError(f"all workers of {self._client.scheduler.address} were lost {_ATTEMPTS} times: see their logs")
+        self._rounds += 1
         self._threads = {}
         self._see(places)
         try:
             self._shared = self._client.scatter(self._work, broadcast=True, hash=False)
-        except TimeoutError:
-            raise self._deserted() from None
-        self._rounds += 1
+        except (OSError, TimeoutError):  # one of them has just left
+            self._begin(())
 
     def _see(self, new: Collection[int] = ()) -> None:
         """See who is there; if that changed, deal again what was not given out. Wait a while where nobody is."""
