@@ -121,6 +121,15 @@ def test_both_reports_and_nothing_done_twice(
         assert cells[7] == f"{max(effect['random']):.3f}"  # of three random sets
         assert cells[-1] == ("yes" if effect["selectivity"]["value"] > 0 and effect["exceeded"] == 1 else "no")
     for tag in ("NOUN", "VERB", "DET"):
+        mine = [each for each in result["concepts"] if each["concept"] == tag]
+        assert [(each["layer"], each["classifier"]) for each in mine] == [(0, "cav"), (0, "car"), (1, "cav"), (1, "car")]
+        assert {each["n_features"] for each in mine} <= set(range(1, 9))
+        cav, car = ([each["balanced_accuracy"] for each in mine[start::2]] for start in (0, 1))
+        cells = line_of(markdown, tag, "2", f"{max(cav):.3f}")
+        assert cells[3:7] == [
+            str(cav.index(max(cav))), f"{max(car):.3f}", str(car.index(max(car))),
+            f"{sum(region > direction for region, direction in zip(car, cav, strict=True))} of 2",
+        ]  # fmt: skip
         best = result["key_neurons"]["best"][tag]
         assert len(best) == 6
         assert best[0]["name"] in line_of(markdown, tag, "20")
