@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from neuronlake.analysis.source import VERSIONED
 from neuronlake.store.create import read_spec
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
+from neuronlake.store.objects import lake_path
 
 _CONNECT_SECONDS = 5
 _WORKERS_SECONDS = 10
@@ -195,7 +195,7 @@ def _fault(lakes: Mapping[str, str]) -> str | None:
     """Say what is wrong with lakes (path → fingerprint) where this runs, which is a worker."""
     for path, fingerprint in lakes.items():
         try:
-            found = read_spec(Path(path)).fingerprint
+            found = read_spec(lake_path(path)).fingerprint
         except (InputError, OSError) as error:
             return str(error)
         if found != fingerprint:
