@@ -68,9 +68,7 @@ def request(endpoint: str, method: str, path: str) -> int:
 
     given = settings(endpoint)
     keys = botocore.credentials.Credentials(given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"])
-    signed = botocore.awsrequest.AWSRequest(
-        method, f"{endpoint}/{path}", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"}
-    )
+    signed = botocore.awsrequest.AWSRequest(method, f"{endpoint}/{path}", headers={"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
     botocore.auth.S3SigV4Auth(keys, "s3", given["AWS_REGION"]).add_auth(signed)
     connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
     connection.request(method, f"/{path}", headers=dict(signed.headers))
