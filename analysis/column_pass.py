@@ -114,11 +114,11 @@ def create_counts(job: Pass, layers: int) -> None:
         create_array(job.folder, _COUNTS, shape, "uint32", _count_chunks(job))
 
 
-def write_counts(job: Pass, column: Column) -> None:
-    """Write to that array what another process encoded."""
+def write_counts(job: Pass, layer: int, first: int, counts: bytes | None) -> None:
+    """Write to that array what another process encoded, of the neurons ``first …`` of a layer."""
     if job.folder is not None:
-        place = 0, job.source.layers.index(column.layer), column.first // _count_chunks(job)[2], 0
-        write_chunk(job.folder, _COUNTS, place, column.counts)
+        place = 0, job.source.layers.index(layer), first // _count_chunks(job)[2], 0
+        write_chunk(job.folder, _COUNTS, place, counts)
 
 
 def _count_chunks(job: Pass) -> tuple[int, ...]:
