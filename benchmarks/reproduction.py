@@ -13,7 +13,7 @@ _SCORES = ("task", "where", "layer", "classifier", "shift", "n_features", "n_tes
 _CONCEPT = ("concept", "layer", "classifier", "n_features", "balanced_accuracy", "selectivity")
 STUDIES: dict[str, tuple[str, ...]] = {
     "gradient": (),
-    "ig": ("--method", "ig", "--per-tag", "100", "--classes-only"),
+    "ig": ("--method", "ig", "--per-tag", "50", "--classes-only"),
 }
 """Arguments of every study, beside the lakes and the model."""
 

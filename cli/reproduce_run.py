@@ -42,7 +42,7 @@ VERSION = 1
 MOST_TOGETHER = 16_384
 """Neurons of one classifier: with more, a tile of its features takes gigabytes."""
 _DECISIVE = ("device", "batch_targets")  # of how a model is run: they move the last bits
-_FEW_DRAWS = 2  # of random neurons, where there are thousands of them
+_FEW_DRAWS, _MANY = 2, 1000  # draws of random neurons, where there are more than so many
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -194,7 +194,13 @@ def _probes(study: Study, key: dict[str, Any], steps: Steps, progress: Progress)
     def fit(place: dict[str, Any], neurons: list[tuple[int, int]], *, beside: int = 1, **how: Any) -> dict[str, Any]:
         how = {"random_draws": settings.random_draws, "tag": None, **how}
         name = f"{how['classifier']}-{place['where']}" + ("-transfer" if how.get("transfer") else "")
-        about = {"neurons": _digest(neurons), "draws": settings.draws, "place": place, **how}
+        about = {
+            "neurons": _digest(neurons),
+            "draws": settings.draws,
+            "train_tokens": settings.train_tokens,
+            "place": place,
+            **how,
+        }
         if how.get("transfer"):
             about["other"] = study.test.fingerprint if study.test else None
         elif study.elsewhere:
@@ -236,8 +242,10 @@ def _probes(study: Study, key: dict[str, Any], steps: Steps, progress: Progress)
         for classifier in CLASSIFIERS
         for place, neurons, tags, shift in places
     ]
-    few = {"random_draws": min(_FEW_DRAWS, settings.random_draws)}
-    found = fit_all("classifiers", [{**each, **(few if each["place"]["where"] == "all" else {})} for each in work])
+    for each in work:
+        if len(each["neurons"]) > _MANY:
+            each["random_draws"] = min(_FEW_DRAWS, settings.random_draws)
+    found = fit_all("classifiers", work)
     by_layer = [each for each in found if _of_best(each, study)]
     if not by_layer:
         raise InputError(f"no layer has key neurons of {', '.join(classes)}: raise --fdr or --per-tag")
