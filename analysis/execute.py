@@ -39,6 +39,8 @@ class Parts:
     """Of every piece."""
     whole: Collection[int]
     """All that there are, asked for or not."""
+    others: Sequence[LakeSource] = ()
+    """Further lakes that every worker must see."""
 
     @classmethod
     def of_columns(cls, source: LakeSource, columns: Sequence[tuple[int, int]], width: int) -> "Parts":
@@ -115,7 +117,9 @@ def run_each(
         elif (cluster := stack.enter_context(connected(scheduler))) is not None:
             named = parts or Parts(source=None, own=range(len(arguments)), whole=range(len(arguments)))
             title = getattr(getattr(work, "func", work), "__name__", "piece").strip("_")
-            found = cluster.each(work, arguments, title=title, parts=named.own, whole=named.whole, lakes=[named.source])
+            found = cluster.each(
+                work, arguments, title=title, parts=named.own, whole=named.whole, lakes=[named.source, *named.others]
+            )
         else:
             with Callback(posttask=report):  # Dask returns all at once
                 yield from _with_dask(work, arguments, scheduler)

@@ -122,7 +122,7 @@ def test_a_second_question_asks_the_same_worker_for_the_same_block(lake, cluster
 def test_whoever_is_idle_takes_the_last_pieces(lake, cluster):
     block = lake.blocks[0]
     arguments = [{"place": place} for place in range(40)]
-    found = run_all(where, arguments, parts=Parts.of_blocks(lake, [block] * 40), scheduler=cluster)
+    found = run_all(where, arguments, parts=Parts.of_blocks(lake, [block] * 40), scheduler=cluster.client)
     assert len(set(found)) == 2
 
 

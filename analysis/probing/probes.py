@@ -144,6 +144,8 @@ def probe_sweep(
             continue
         work = partial(_probe_set, source, task, each, "synchronous", ks=sizes)
         parts = Parts.of_columns(source, [(layer, 0) for layer in wanted], source.neurons)
+        if test is not None:
+            parts = replace(parts, others=(test,))
         for results in run_all(work, sets, parts=parts, scheduler=scheduler, blas=True, progress=report):
             found += results
     return ProbeResults(tuple(found))
