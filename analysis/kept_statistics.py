@@ -9,7 +9,6 @@ block is gone or was replaced is not used.
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,16 +21,17 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.column import Partials
 from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statistics
-from neuronlake.analysis.execute import Progress, run_all
+from neuronlake.analysis.execute import Parts, Progress, run_all
 from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
 from neuronlake.analysis.histogram import Binning
 from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, labels_key
 from neuronlake.analysis.source import LakeSource
-from neuronlake.store.arrays import create_array
-from neuronlake.store.commits import commit_checksum
+from neuronlake.store.arrays import create_array, open_array
+from neuronlake.store.commits import commit_checksums
 from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.kept import INDEX, STATISTICS, discard, kept_record, kept_results, staging, write_record
+from neuronlake.store.kept import INDEX, STATISTICS, discard, kept_record, kept_results, publish_part, staging
 from neuronlake.store.lake import Lake
+from neuronlake.store.objects import LakePath
 
 VERSION = 1
 """Of what is computed and how it is kept: results of another version are not used."""
@@ -75,7 +75,7 @@ class StatisticsKey:
 class KeptStatistics:
     """One kept result."""
 
-    root: Path
+    root: LakePath
     name: str
     record: dict[str, Any] = field(repr=False)
 
@@ -95,7 +95,7 @@ class KeptStatistics:
         return tuple(sorted(int(block) for block in self.record["blocks"]))
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> LakePath:
         """Where it lies."""
         return self.root / STATISTICS / self.name
 
@@ -112,10 +112,10 @@ class KeptStatistics:
         KeptDamageError
             When it is not what was written.
         """
-        import zarr
-
         try:
-            return np.asarray(zarr.open_array(self.folder / name, mode="r")[selection])
+            return np.asarray(open_array(self.folder / name)[selection])
+        except StorageError:
+            raise
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # of the codecs and of the metadata
             raise KeptDamageError(f"{self.folder / name}: {error}") from None
 
@@ -191,7 +191,7 @@ def with_requested(
     kept: KeptStatistics,
     found: Gathered,
     groups: Sequence[str],
-    stored: Sequence[int],
+    source: LakeSource,
     *,
     scheduler: Any = None,
     progress: Progress | None = None,
@@ -200,6 +200,7 @@ def with_requested(
     tags = np.flatnonzero(kept.count.sum(axis=1) >= MIN_TOKENS)
     if len(tags) < 2 or not kept.counted:
         return found
+    stored = source.layers
     derived = dict(found.derived)
     missing = []
     for group in groups:
@@ -210,7 +211,9 @@ def with_requested(
             missing.append(group)
     if missing:
         places = [{"position": stored.index(layer)} for layer in found.layers]
-        parts = run_all(partial(_requested_of_layer, kept, tags, missing), places, scheduler=scheduler, progress=progress)
+        of_layers = Parts.of_columns(source, [(layer, 0) for layer in found.layers], source.neurons)
+        work = partial(_requested_of_layer, kept, tags, missing)
+        parts = run_all(work, places, parts=of_layers, scheduler=scheduler, progress=progress)
         new = {name: np.stack([part[name] for part in parts], axis=1) for name in parts[0]}
         derived |= new
         if len(found.layers) == len(stored):
@@ -236,10 +239,8 @@ def _keep_requested(kept: KeptStatistics, group: str, arrays: Mapping[str, NDArr
         with staging(kept.root, f"{kept.name}-{group}") as folder:
             for name in ON_REQUEST[group]:
                 _write_array(folder, name, arrays[name])
-            write_record(folder, {"of": kept.name})
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one
-            folder.rename(target)
-    except (StorageError, OSError):
+            publish_part(folder, target, {"of": kept.name})
+    except OSError:
         return
 
 
@@ -258,7 +259,7 @@ def result_record(key: StatisticsKey, blocks: Mapping[int, str], found: Gathered
 
 def block_checksums(lake: Lake) -> dict[int, str]:
     """Checksum of every committed block's record, which holds those of its files."""
-    return {block: commit_checksum(lake.path, block) for block in lake.blocks}
+    return commit_checksums(lake.path, lake.blocks)
 
 
 def find_kept(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptStatistics | None:
@@ -286,7 +287,7 @@ def _most(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptS
         if record["key"] != key.as_dict() or any(checksums.get(block) != known for block, known in covered.items()):
             continue
         if best is None or len(covered) > len(best.blocks):
-            best = KeptStatistics(root=lake.path, name=name, record=record)
+            best = KeptStatistics(root=lake.path.absolute(), name=name, record=record)
     return best
 
 
@@ -296,7 +297,7 @@ def result_name(key: StatisticsKey, blocks: Mapping[int, str]) -> str:
     return f"{key.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def discard_of_labels(root: Path, identity: str) -> list[str]:
+def discard_of_labels(root: LakePath, identity: str) -> list[str]:
     """Remove the results that rest on a label set, and return their names: without it they are never used again."""
     found = []
     for kept, name in [(folder, name) for folder in (STATISTICS, INDEX) for name in kept_results(root, kept=folder)]:

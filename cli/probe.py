@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from neuronlake.cli.common import add_command, messages, number, output, print_json, table
-from neuronlake.cli.questions import add_asked_lake, add_label_options, add_pass_options, open_for_question, progress_bar
+from neuronlake.cli.common import add_command, lake_argument, messages, number, output, print_json, table
+from neuronlake.cli.questions import (
+    add_asked_lake,
+    add_label_options,
+    add_pass_options,
+    on_scheduler,
+    open_for_question,
+    progress_bar,
+)
 from neuronlake.store import InputError
 
 if TYPE_CHECKING:
@@ -74,7 +81,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--epochs", type=int, default=4, help="passes in mini-batches (default: 4)")
     parser.add_argument("--passes", type=int, help="most full passes after them (default: 10; elastic_net: 60)")
-    parser.add_argument("--test", type=Path, metavar="LAKE", help="test on another lake of the same model")
+    parser.add_argument("--test", type=lake_argument, metavar="LAKE", help="test on another lake of the same model")
     parser.add_argument("--test-where", metavar="SQL", help="test on tokens for which this is true, instead of --where")
     parser.add_argument(
         "--split", choices=("document", "sentence"), default="document", help="what is held out (default: document)"
@@ -89,7 +96,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all scores: .parquet, .csv or .json")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="draw what there is to draw")
     parser.add_argument("--format", choices=_FORMATS, default="png", help="of the figures (default: png)")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=on_scheduler(_run))
 
 
 def print_probe(result: "ProbeResult", console: Console | None = None) -> None:
