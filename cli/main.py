@@ -11,6 +11,7 @@ import neuronlake.cli.analyse
 import neuronlake.cli.attribute
 import neuronlake.cli.demo
 import neuronlake.cli.describe
+import neuronlake.cli.estimate
 import neuronlake.cli.export
 import neuronlake.cli.extract
 import neuronlake.cli.importing
@@ -65,6 +66,7 @@ def build_parser() -> Parser:
         neuronlake.cli.index,
         neuronlake.cli.label,
         neuronlake.cli.inspect,
+        neuronlake.cli.estimate,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,
         neuronlake.cli.probe,
