@@ -66,7 +66,7 @@ def tokens_per_second(
     sequence_tokens: int,
     say: Callable[[str], None] = lambda message: None,
 ) -> float:
-    """Run a model over made-up text for about so long, with every site captured into a buffer, and return its tokens a second.
+    """Run a model over made-up text for about so long, all sites captured into a buffer, and return its tokens a second.
 
     Encoding and writing are not in it. The first pass, in which libraries set themselves up, is not counted.
 

@@ -1,7 +1,7 @@
 """What a lake will take before there is one: blocks, files, bytes, memory. Pure decisions, no I/O.
 
-Blocks, files and memory follow from the format and are exact, given how full blocks become. Bytes rest on what was measured of
-other activations: how far they compress depends on model and text.
+Blocks, files and memory follow from the format and are exact, given how full blocks become. Bytes rest on what was measured
+of other activations: how far they compress depends on model and text.
 """
 
 import math

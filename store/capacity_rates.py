@@ -1,4 +1,4 @@
-"""What an existing lake, and this machine, say about a lake to come: bytes per value, blocks' fill, tokens and values a second."""
+"""What an existing lake, and this machine, say about a lake to come: bytes per value, fill of blocks, tokens a second."""
 
 import dataclasses
 import itertools
