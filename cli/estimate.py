@@ -306,7 +306,7 @@ def _show(report: dict[str, Any]) -> None:
         line("to keep up", f"{size(rate)}/s to the disk, {rate * 8 / 1e9:,.2f} Gbit/s to an object store")
         line(
             "encoding",
-            f"{extract['encoding_cores']:,.1f} cores meanwhile, {report['encode_values_per_second'] / 1e6:,.0f} Mvalues/s each",
+            f"{extract['encoding_cores']:,.1f} cores meanwhile of {report['encode_values_per_second'] / 1e6:,.0f} Mvalues/s",
         )
     line(
         "analysis",

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import neuronlake.cli.analyse
 import neuronlake.cli.attribute
+import neuronlake.cli.copy
 import neuronlake.cli.demo
 import neuronlake.cli.describe
 import neuronlake.cli.estimate
@@ -66,6 +67,7 @@ def build_parser() -> Parser:
         neuronlake.cli.index,
         neuronlake.cli.label,
         neuronlake.cli.inspect,
+        neuronlake.cli.copy,
         neuronlake.cli.estimate,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,

@@ -48,13 +48,24 @@ def write_commit(root: Path, commit: Commit) -> None:
     StorageError
         When the file system refuses.
     """
+    publish_commit(root, commit, commit_bytes(commit))
+
+
+def commit_bytes(commit: Commit) -> bytes:
+    """Return a commit's record."""
+    return seal(
+        {
+            "block": commit.block,
+            "rows": commit.rows,
+            "provenance": dict(commit.provenance),
+            "files": [record.as_dict() for record in commit.files],
+        }
+    )
+
+
+def publish_commit(root: Path, commit: Commit, data: bytes) -> None:
+    """As `write_commit`, of a commit whose record is there already: `data`."""
     path = layout.commit_path(commit.block)
-    record = {
-        "block": commit.block,
-        "rows": commit.rows,
-        "provenance": dict(commit.provenance),
-        "files": [record.as_dict() for record in commit.files],
-    }
     folder = root / _COMMITS
     try:
         make_folder(folder)
@@ -65,7 +76,7 @@ def write_commit(root: Path, commit: Commit) -> None:
     resting = {str(PurePosixPath(file.path).parent) for file in commit.files}
     sync_folder((root / layout.PLAN_RECORD).parent)
     sync_ancestors(root, sorted({*resting, _COMMITS}))
-    write_file(root, path, [seal(record)])
+    write_file(root, path, [data])
     sync_folder(folder)
 
 

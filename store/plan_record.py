@@ -6,7 +6,7 @@ import io
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -95,17 +95,22 @@ def publish_plan(root: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
         files[path] = write_file(root, path, [dump_metadata(metadata)])
         sync_folder((root / path).parent)
     complete = dataclasses.replace(record, files=files, spec=spec.as_dict())
+    publish_plan_bytes(root, seal(complete.as_dict()), files)
+    return complete
+
+
+def publish_plan_bytes(root: Path, data: bytes, files: Iterable[str]) -> None:
+    """Publish a plan's record, whose `files` are all there: from here on blocks can be committed."""
     for folder in TABLES:
         if (root / folder).is_dir():
             sync_folder(root / folder)
     sync_ancestors(root, sorted({str(PurePosixPath(path).parent) for path in files}))
-    write_file(root, layout.PLAN_RECORD, [seal(complete.as_dict())])
+    write_file(root, layout.PLAN_RECORD, [data])
     try:
         (root / PLAN_ASIDE).unlink(missing_ok=True)
     except OSError as error:
         raise storage_error(error, root / PLAN_ASIDE, "remove") from error
     sync_folder((root / layout.PLAN_RECORD).parent)
-    return complete
 
 
 def read_plan_record(root: Path, path: str = layout.PLAN_RECORD) -> PlanRecord | None:
