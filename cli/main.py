@@ -12,6 +12,7 @@ import neuronlake.cli.attribute
 import neuronlake.cli.copy
 import neuronlake.cli.demo
 import neuronlake.cli.describe
+import neuronlake.cli.drop
 import neuronlake.cli.estimate
 import neuronlake.cli.export
 import neuronlake.cli.extract
@@ -68,6 +69,7 @@ def build_parser() -> Parser:
         neuronlake.cli.label,
         neuronlake.cli.inspect,
         neuronlake.cli.copy,
+        neuronlake.cli.drop,
         neuronlake.cli.estimate,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,

@@ -168,6 +168,7 @@ def _extract(
             f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes: "
             f"run `neuronlake verify {root} --repair`"
         )
+    spec = spec.without(plan.dropped)
     settle_commits(root)
     todo = _todo(root, plan, settings)
     if todo:

@@ -153,15 +153,17 @@ def _results(lake: Lake, kept: str, prefix: str = "") -> Iterable[tuple[dict[str
 
 def _index_parts(lake: Lake, shape: LakeShape) -> Iterable[tuple[int, int]]:
     for record, size in _results(lake, INDEX, PREFIX):
-        yield size, len(record["blocks"]) * shape.index_bytes(record["site"])
+        if record["site"] in shape.widths:
+            yield size, len(record["blocks"]) * shape.index_bytes(record["site"])
 
 
 def _list_parts(lake: Lake, shape: LakeShape) -> Iterable[tuple[int, int]]:
     for record, size in _results(lake, INDEX, _LISTS):
-        yield size, len(record["tags"]) * shape.lists_bytes(record["site"])
+        if record["site"] in shape.widths:
+            yield size, len(record["tags"]) * shape.lists_bytes(record["site"])
 
 
 def _statistics_parts(lake: Lake, shape: LakeShape) -> Iterable[tuple[int, int]]:
     for record, size in _results(lake, STATISTICS):
-        if record["counted"]:
+        if record["counted"] and record["key"]["site"] in shape.widths:
             yield size, len(record["tags"]) * shape.layers * shape.widths[record["key"]["site"]]

@@ -1,7 +1,8 @@
 """Commit records: a block exists when its record does."""
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,6 +37,18 @@ class Commit:
     """Backend, device, thread count, batch size, library versions: what may move the last bits. No times, so that the
     same work gives the same bytes."""
     files: tuple[FileRecord, ...]
+
+    def without(self, dropped: Collection[str]) -> "Commit":
+        """Return it without the files of sites that were dropped since the block was committed."""
+        if not dropped:
+            return self
+        return dataclasses.replace(self, files=tuple(file for file in self.files if not of_sites(file.path, dropped)))
+
+
+def of_sites(path: str, sites: Collection[str]) -> bool:
+    """Whether a file of a lake holds activations or scales of one of the sites."""
+    folder, _, below = path.partition("/")
+    return folder in ("activations", "scales") and below.partition("/")[0] in sites
 
 
 def write_commit(root: Path, commit: Commit) -> None:

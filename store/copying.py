@@ -20,7 +20,7 @@ from neuronlake.store.label_sets import LABELS
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import LOCK_FILE, writing
 from neuronlake.store.objects import LakePath
-from neuronlake.store.plan_record import publish_plan_bytes, read_plan_record
+from neuronlake.store.plan_record import publish_plan_bytes, read_plan_record, write_dropped
 from neuronlake.store.result_copying import copy_results
 from neuronlake.store.transfer import check_apart, crew, sync_folders, transfer
 
@@ -222,6 +222,8 @@ def _copy_plan(lake: Lake, target: LakePath, report: CopyReport, threads: int) -
     report.files += sum(count > 0 for count in moved)
     report.bytes += sum(moved)
     sync_folders(target, (file.path for file in files))
+    if lake.plan.dropped:
+        write_dropped(target, lake.plan.fingerprint, lake.plan.dropped)
     if not planned:
         publish_plan_bytes(target, data, lake.plan.files)
 

@@ -56,7 +56,7 @@ def open_lake(path: str | os.PathLike[str]) -> "Lake":
         raise InputError(f"{root}: its plan is not finished; run the command that began it again")
     if plan.fingerprint != spec.fingerprint:
         raise DamageError(f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes")
-    return Lake(root, spec, plan, committed_blocks(root))
+    return Lake(root, spec.without(plan.dropped), plan, committed_blocks(root))
 
 
 class Lake:
@@ -130,8 +130,8 @@ class Lake:
 
     @cached_property
     def commits(self) -> tuple[Commit, ...]:
-        """Commit records of the committed blocks."""
-        return tuple(read_commit(self.path, block) for block in self.blocks)
+        """Commit records of the committed blocks, without the files of sites that were dropped since."""
+        return tuple(read_commit(self.path, block).without(self.plan.dropped) for block in self.blocks)
 
     def at(self, site: str | None) -> "Lake":
         """Return the same lake at another site.

@@ -33,6 +33,8 @@ from neuronlake.store.tables import PADDING, from_parquet
 
 PLAN_ASIDE = f"{layout.PLAN_RECORD}.aside"
 """Record of a plan that has lost a table: it says what the plan made again must be, and goes when that is there."""
+DROPPED = "plan/dropped.json"
+"""Second copy of which sites were dropped: without it, a lake that lost its plan record would seem to have lost blocks."""
 TABLES = ("plan", "words", "sentences")
 
 
@@ -53,6 +55,8 @@ class PlanRecord:
     """Path → size and checksum, of every table and Zarr metadata file."""
     spec: Mapping[str, Any] | None = field(default=None, repr=False)
     """Second copy of the root's attribute, to restore the root from; `publish_plan` fills it in. None in old records."""
+    dropped: tuple[str, ...] = ()
+    """Sites that were dropped since the plan was made, sorted: nothing of them is there, whatever commit records list."""
 
     @property
     def unit(self) -> str:
@@ -68,6 +72,7 @@ class PlanRecord:
             "counts": dict(self.counts),
             "special_tokens": dict(self.special_tokens),
             **({"spec": dict(self.spec)} if self.spec is not None else {}),
+            **({"dropped": list(self.dropped)} if self.dropped else {}),
             "files": [record.as_dict() for record in self.files.values()],
         }
 
@@ -91,10 +96,11 @@ def publish_plan(root: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
     too.
     """
     files = dict(record.files)
-    for path, metadata in metadata_files(spec, record.blocks).items():
+    dropped = record.dropped or read_dropped(root, record.fingerprint)  # of a plan that is made again
+    for path, metadata in metadata_files(spec.without(dropped), record.blocks).items():
         files[path] = write_file(root, path, [dump_metadata(metadata)])
         sync_folder((root / path).parent)
-    complete = dataclasses.replace(record, files=files, spec=spec.as_dict())
+    complete = dataclasses.replace(record, files=files, spec=spec.as_dict(), dropped=dropped)
     publish_plan_bytes(root, seal(complete.as_dict()), files)
     return complete
 
@@ -138,9 +144,25 @@ def read_plan_record(root: Path, path: str = layout.PLAN_RECORD) -> PlanRecord |
             special_tokens=record["special_tokens"],
             files={entry["path"]: FileRecord(**entry) for entry in record["files"]},
             spec=record.get("spec"),
+            dropped=tuple(record.get("dropped", ())),
         )
     except (KeyError, TypeError) as error:
         raise DamageError(f"{where} lacks {error}") from None
+
+
+def write_dropped(root: Path, fingerprint: str, sites: Iterable[str]) -> None:
+    """Write the second copy of which sites were dropped, before the plan record says so."""
+    write_file(root, DROPPED, [seal({"fingerprint": fingerprint, "dropped": sorted(sites)})])
+    sync_folder((root / DROPPED).parent)
+
+
+def read_dropped(root: Path, fingerprint: str) -> tuple[str, ...]:
+    """Return the sites that the second copy says were dropped; none where it is missing, damaged or another lake's."""
+    try:
+        record = unseal((root / DROPPED).read_bytes(), str(root / DROPPED))
+    except (FileNotFoundError, DamageError):
+        return ()
+    return tuple(record["dropped"]) if record.get("fingerprint") == fingerprint else ()
 
 
 def set_plan_aside(root: Path) -> None:
