@@ -5,7 +5,7 @@ copied. Readers of the copy see committed blocks only, as always.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -60,6 +60,7 @@ def copy_lake(
     target: LakePath,
     *,
     blocks: tuple[int, int] | None = None,
+    chosen: Collection[int] | None = None,
     index: bool = True,
     kept: bool = True,
     threads: int = THREADS,
@@ -73,6 +74,8 @@ def copy_lake(
         Folders or places in object stores. The target is a new or empty folder, or an earlier copy.
     blocks
         Only blocks [first, last).
+    chosen
+        Only these.
     index, kept
         Copy the index, and the other results: they can be made again. Labels are copied always.
     threads
@@ -92,21 +95,21 @@ def copy_lake(
     first, last = blocks or (0, lake.plan.blocks)
     if not 0 <= first < min(last, lake.plan.blocks):
         raise InputError(f"blocks {first}:{last} asked for, but the plan of {source} has 0 to {lake.plan.blocks - 1}")
-    chosen = tuple(block for block in lake.blocks if first <= block < last)
+    wanted = tuple(block for block in lake.blocks if first <= block < last and (chosen is None or block in chosen))
     check_target(target, lake)
-    report = CopyReport(target=str(target), blocks=chosen)
+    report = CopyReport(target=str(target), blocks=wanted)
     with writing(target):
         check_target(target, lake)
         for temporary in stale_temporaries(target):
             remove_temporary(temporary)
         _copy_plan(lake, target, report, threads)
         settle_commits(target)
-        commits = [commit for commit in lake.commits if commit.block in chosen]
+        commits = [commit for commit in lake.commits if commit.block in wanted]
         total = sum(file.bytes for commit in commits for file in commit.files)
         copies = (BlockCopy.of(lake, commit) for commit in commits)
         copy_blocks(target, copies, report, total=total, threads=threads, progress=progress)
-        wanted = [LABELS, *(folder for folder in KEPT if (index if folder == INDEX else kept))]
-        copy_results(lake.path, target, wanted, report.results, report.left)
+        kinds = [LABELS, *(folder for folder in KEPT if (index if folder == INDEX else kept))]
+        copy_results(lake.path, target, kinds, report.results, report.left)
     return report
 
 
