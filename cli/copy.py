@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from neuronlake.cli.common import add_command, messages, output, print_json, size
-from neuronlake.store.objects import lake_path
+from neuronlake.cli.common import add_command, lake_argument, messages, output, print_json, size
 
 if TYPE_CHECKING:
     from neuronlake.store.copying import CopyReport
@@ -27,8 +26,10 @@ neuronlake copy big.lake sample.lake --blocks 0:8
 def add_commands(commands: Any) -> None:
     """Add the command."""
     parser = add_command(commands, "copy", "copy a lake between folders and object stores; run again to go on", _EXAMPLES)
-    parser.add_argument("source", metavar="SRC", help="folder or URL of the lake; it may be written to meanwhile")
-    parser.add_argument("target", metavar="DST", help="new folder or URL, or an earlier copy")
+    parser.add_argument(
+        "source", metavar="SRC", type=lake_argument, help="folder or URL of the lake; it may be written to meanwhile"
+    )
+    parser.add_argument("target", metavar="DST", type=lake_argument, help="new folder or URL, or an earlier copy")
     parser.add_argument("--blocks", type=block_range, metavar="A:B", help="only blocks A to B-1 (of those committed)")
     parser.add_argument("--no-index", action="store_true", help="leave the index: `neuronlake index` makes it again")
     parser.add_argument("--no-kept", action="store_true", help="leave kept statistics, weights, covariances, attribution")
@@ -102,8 +103,8 @@ def _copy(options: argparse.Namespace) -> int:
     try:
         with copying("copying") as progress:
             report = copy_lake(
-                lake_path(options.source),
-                lake_path(options.target),
+                options.source,
+                options.target,
                 blocks=options.blocks,
                 index=not options.no_index,
                 kept=not options.no_kept,

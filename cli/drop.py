@@ -9,7 +9,6 @@ from rich.markup import escape
 from neuronlake.cli.common import add_command, add_lake, messages, output, print_json, size
 from neuronlake.store import InputError, open_lake
 from neuronlake.store.kept import KEPT
-from neuronlake.store.objects import lake_path
 
 _EXAMPLES = """
 neuronlake drop my.lake --site resid.post            # asks; interrupted, the same command finishes
@@ -34,7 +33,7 @@ def add_commands(commands: Any) -> None:
 def _drop(options: argparse.Namespace) -> int:
     from neuronlake.store.dropping import bytes_of_site, check_drop, drop_results, drop_sites
 
-    root = lake_path(options.lake)
+    root = options.lake
     lake = open_lake(root)
     if options.site:
         sites = check_drop(lake, options.site)

@@ -4,12 +4,11 @@ import argparse
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from neuronlake.cli.common import add_command, messages, output, print_json, size, table
+from neuronlake.cli.common import add_command, lake_argument, messages, output, print_json, size, table
 from neuronlake.store import DEFAULT_ENCODING, ENCODINGS, InputError, open_lake
 from neuronlake.store.layout import DEFAULT_SITE
 
@@ -61,7 +60,7 @@ def add_commands(commands: Any) -> None:
     )
     lake.add_argument("--tags", type=_whole, default=17, metavar="N", help="tags of the label that is kept (default: 17)")
     lake.add_argument(
-        "--measured", type=Path, metavar="LAKE", help="take bytes per value and the rest from a lake that exists"
+        "--measured", type=lake_argument, metavar="LAKE", help="take bytes per value and the rest from a lake that exists"
     )
     rates = parser.add_argument_group("rates")
     rate = rates.add_mutually_exclusive_group()

@@ -22,6 +22,7 @@ import neuronlake.cli.inspect
 import neuronlake.cli.key_neurons
 import neuronlake.cli.label
 import neuronlake.cli.lesion
+import neuronlake.cli.merge
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.probe
@@ -69,6 +70,7 @@ def build_parser() -> Parser:
         neuronlake.cli.label,
         neuronlake.cli.inspect,
         neuronlake.cli.copy,
+        neuronlake.cli.merge,
         neuronlake.cli.drop,
         neuronlake.cli.estimate,
         neuronlake.cli.statistics,

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import neuronlake.store.layout as layout
@@ -25,6 +24,7 @@ from neuronlake.store.files import FileRecord, read_checked
 from neuronlake.store.index import complete_index
 from neuronlake.store.lake import open_lake
 from neuronlake.store.lock import writing
+from neuronlake.store.objects import LakeName, LakePath, lake_path
 from neuronlake.store.plan_record import PlanRecord, adopt_plan, plan_beside, publish_plan, read_plan_record
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.tables import from_parquet
@@ -90,7 +90,7 @@ class Observer:
     """Before the first forward pass: tokens of the whole plan, tokens already committed."""
     advance: Callable[[int, int], None] = lambda tokens, bytes_written: None
     """After each batch: its tokens, and all bytes written so far."""
-    tap: Callable[[Path], Tap | None] = lambda lake: None
+    tap: Callable[[LakePath], Tap | None] = lambda lake: None
     """Once the plan is published, if there are blocks to extract: may return a function that gets every stored chunk."""
 
 
@@ -98,7 +98,7 @@ class Observer:
 class ExtractReport:
     """What a run did."""
 
-    lake: Path
+    lake: LakePath
     blocks: int
     """Blocks of the plan."""
     extracted: tuple[int, ...]
@@ -116,7 +116,7 @@ class ExtractReport:
 
 
 def extract(
-    lake: str | Path,
+    lake: LakeName,
     corpus: Corpus,
     source: ModelSource,
     settings: ExtractSettings | None = None,
@@ -136,13 +136,13 @@ def extract(
     StorageError
         When the file system refuses. Committed blocks stay valid.
     """
-    root = Path(lake)
+    root = lake_path(lake)
     with writing(root):
         return _extract(root, corpus, source, settings or ExtractSettings(), observer or Observer())
 
 
 def _extract(
-    root: Path, corpus: Corpus, source: ModelSource, settings: ExtractSettings, observer: Observer
+    root: LakePath, corpus: Corpus, source: ModelSource, settings: ExtractSettings, observer: Observer
 ) -> ExtractReport:
     if settings.backend == "vllm" and isinstance(corpus, AudioCorpus):
         raise InputError("vLLM reads tokens, not sound: extract speech with --backend transformers")
@@ -229,7 +229,7 @@ def _dtype(settings: ExtractSettings, shape: ModelShape) -> str:
 
 
 def _plan(
-    root: Path,
+    root: LakePath,
     spec: LakeSpec,
     corpus: Corpus,
     reader: Reader,
@@ -251,7 +251,7 @@ def _plan(
 
 
 def _build_plan(
-    folder: Path,
+    folder: LakePath,
     spec: LakeSpec,
     corpus: Corpus,
     reader: Reader,
@@ -277,7 +277,7 @@ def _build_plan(
     )
 
 
-def _todo(root: Path, plan: PlanRecord, settings: ExtractSettings) -> list[int]:
+def _todo(root: LakePath, plan: PlanRecord, settings: ExtractSettings) -> list[int]:
     first, last = settings.blocks or (0, plan.blocks)
     if first >= plan.blocks:
         raise InputError(f"blocks {first}:{last} asked for, but the plan has blocks 0 to {plan.blocks - 1}")
@@ -286,7 +286,7 @@ def _todo(root: Path, plan: PlanRecord, settings: ExtractSettings) -> list[int]:
 
 
 def _run(
-    root: Path,
+    root: LakePath,
     spec: LakeSpec,
     plan: PlanRecord,
     todo: list[int],
@@ -315,7 +315,7 @@ def _run(
             )
 
 
-def _writer(root: Path, spec: LakeSpec, engine: Engine, tap: Tap | None) -> BlockWriter:
+def _writer(root: LakePath, spec: LakeSpec, engine: Engine, tap: Tap | None) -> BlockWriter:
     return BlockWriter(root, spec, overlap_encoding=engine.overlaps, tap=tap, ranks=engine.ranks)
 
 
@@ -363,7 +363,7 @@ def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings:
 
 
 def extract_block(
-    root: Path,
+    root: LakePath,
     plan: PlanRecord,
     engine: Engine,
     block: int,
@@ -394,7 +394,7 @@ def extract_block(
     writer.submit(block, block_plan.rows, buffer, provenance)
 
 
-def _describe(root: Path, plan: PlanRecord, block: int, row: int) -> str:
+def _describe(root: LakePath, plan: PlanRecord, block: int, row: int) -> str:
     """Name a token for an error message."""
     rows = from_parquet(read_checked(root, plan.files[layout.table_path("plan", block)])).slice(row, 1).to_pylist()[0]
     sentences = from_parquet(read_checked(root, plan.files[layout.table_path("sentences", block)]))

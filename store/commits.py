@@ -2,13 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import neuronlake.store.layout as layout
-from neuronlake.store.errors import DamageError
+from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import (
     FileRecord,
     file_checksum,
@@ -21,6 +21,8 @@ from neuronlake.store.files import (
     unseal,
     write_file,
 )
+from neuronlake.store.objects import LakePath, ObjectPath
+from neuronlake.store.parallel import map_waiting
 
 _COMMITS = "commits"
 _COMMIT_NAME = re.compile(r"block-(\d{6,})\.json")
@@ -51,7 +53,7 @@ def of_sites(path: str, sites: Collection[str]) -> bool:
     return folder in ("activations", "scales") and below.partition("/")[0] in sites
 
 
-def write_commit(root: Path, commit: Commit) -> None:
+def write_commit(root: LakePath, commit: Commit) -> None:
     """Publish a block whose files, and the folders that hold them, are already in place and synced.
 
     When this returns, the block survives a power cut, the plan it belongs to included.
@@ -76,7 +78,7 @@ def commit_bytes(commit: Commit) -> bytes:
     )
 
 
-def publish_commit(root: Path, commit: Commit, data: bytes) -> None:
+def publish_commit(root: LakePath, commit: Commit, data: bytes) -> None:
     """As `write_commit`, of a commit whose record is there already: `data`."""
     path = layout.commit_path(commit.block)
     folder = root / _COMMITS
@@ -89,11 +91,18 @@ def publish_commit(root: Path, commit: Commit, data: bytes) -> None:
     resting = {str(PurePosixPath(file.path).parent) for file in commit.files}
     sync_folder((root / layout.PLAN_RECORD).parent)
     sync_ancestors(root, sorted({*resting, _COMMITS}))
-    write_file(root, path, [data])
+    try:
+        write_file(root, path, [data], new=True)
+    except FileExistsError:  # somebody else was faster
+        if read_commit(root, commit.block).files != commit.files:
+            raise StorageError(
+                f"{root / path}: block {commit.block} was committed meanwhile with other bytes; that one stays, run the "
+                "same command again"
+            ) from None
     sync_folder(folder)
 
 
-def settle_commits(root: Path) -> None:
+def settle_commits(root: LakePath) -> None:
     """Make the commit records that are there last.
 
     A process that was killed, or refused by the file system, between renaming a record and syncing its folder leaves a
@@ -104,18 +113,35 @@ def settle_commits(root: Path) -> None:
     StorageError
         When the file system refuses.
     """
+    if isinstance(root, ObjectPath):
+        return
     if (root / _COMMITS).is_dir():
         sync_folder(root / _COMMITS)
         sync_folder((root / layout.PLAN_RECORD).parent)
         sync_ancestors(root, [_COMMITS])
 
 
-def commit_checksum(root: Path, block: int) -> str:
+def commit_checksum(root: LakePath, block: int) -> str:
     """Checksum of a committed block's record, which holds those of its files: what a result of the block is tied to."""
     return file_checksum(root / layout.commit_path(block))[1]
 
 
-def committed_blocks(root: Path) -> tuple[int, ...]:
+def commit_checksums(root: LakePath, blocks: Iterable[int]) -> dict[int, str]:
+    """Block → `commit_checksum`; several are asked of an object store at once."""
+    blocks = list(blocks)
+    if isinstance(root, ObjectPath):
+        return dict(zip(blocks, map_waiting(lambda block: commit_checksum(root, block), blocks), strict=True))
+    return {block: commit_checksum(root, block) for block in blocks}
+
+
+def read_commits(root: LakePath, blocks: Iterable[int]) -> tuple[Commit, ...]:
+    """Read several records, likewise; errors as of `read_commit`."""
+    if isinstance(root, ObjectPath):
+        return tuple(map_waiting(lambda block: read_commit(root, block), blocks))
+    return tuple(read_commit(root, block) for block in blocks)
+
+
+def committed_blocks(root: LakePath) -> tuple[int, ...]:
     """List the committed blocks, ascending, from one look at the folder.
 
     Raises
@@ -134,7 +160,7 @@ def committed_blocks(root: Path) -> tuple[int, ...]:
     return tuple(sorted(int(match[1]) for match in names if match))
 
 
-def read_commit(root: Path, block: int) -> Commit:
+def read_commit(root: LakePath, block: int) -> Commit:
     """Read one record.
 
     Raises

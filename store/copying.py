@@ -20,7 +20,7 @@ from neuronlake.store.label_sets import LABELS
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import LOCK_FILE, writing
 from neuronlake.store.objects import LakePath
-from neuronlake.store.plan_record import publish_plan_bytes, read_plan_record, write_dropped
+from neuronlake.store.plan_record import publish_plan_record, read_plan_record, write_dropped
 from neuronlake.store.result_copying import copy_results
 from neuronlake.store.transfer import check_apart, crew, sync_folders, transfer
 
@@ -228,7 +228,7 @@ def _copy_plan(lake: Lake, target: LakePath, report: CopyReport, threads: int) -
     if lake.plan.dropped:
         write_dropped(target, lake.plan.fingerprint, lake.plan.dropped)
     if not planned:
-        publish_plan_bytes(target, data, lake.plan.files)
+        publish_plan_record(target, lake.plan, data)
 
 
 def _has_size(path: LakePath, size: int) -> bool:

@@ -13,13 +13,12 @@ from typing import Any
 
 from neuronlake.store.commits import of_sites
 from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import seal, storage_error, sync_folder
+from neuronlake.store.files import remove_folder, sizes_below, storage_error, sync_folder
 from neuronlake.store.kept import COVARIANCES, INDEX, KEPT, STATISTICS, discard, kept_record, kept_results
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
 from neuronlake.store.objects import LakePath
-from neuronlake.store.plan_record import publish_plan_bytes, write_dropped
-from neuronlake.store.transfer import names_below
+from neuronlake.store.plan_record import publish_plan_record, write_dropped
 
 
 @dataclass(kw_only=True)
@@ -84,7 +83,7 @@ def drop_sites(root: LakePath, sites: list[str]) -> DropReport:
             files = {path: file for path, file in lake.plan.files.items() if not of_sites(path, dropped)}
             plan = dataclasses.replace(lake.plan, dropped=tuple(dropped), files=files)
             write_dropped(root, plan.fingerprint, dropped)
-            publish_plan_bytes(root, seal(plan.as_dict()), files)
+            publish_plan_record(root, plan, instead=True)
         for site in sites:
             _discard_results(root, site, report)
             for folder in ("activations", "scales"):
@@ -128,7 +127,7 @@ def _discard_results(root: LakePath, site: str, report: DropReport) -> None:
 
 def _discard(root: LakePath, folder: str, name: str, report: DropReport) -> None:
     place = root / folder / name
-    size = sum((place / path).stat().st_size for path in names_below(place))
+    size = sum(sizes_below(place).values())
     discard(root, name, kept=folder, sync=isinstance(root, Path))
     report.results.append(f"{folder}/{name}")
     report.bytes += size
@@ -136,13 +135,10 @@ def _discard(root: LakePath, folder: str, name: str, report: DropReport) -> None
 
 def _remove_folder(folder: LakePath) -> int:
     """Remove what nobody refers to any more, and return its bytes."""
-    names = names_below(folder)
-    size = sum((folder / name).stat().st_size for name in names)
+    size = sum(sizes_below(folder).values())
     if not isinstance(folder, Path):
-        for name in names:
-            (folder / name).unlink()
-        return size
-    if folder.exists():
+        remove_folder(folder)
+    elif folder.exists():
         try:
             shutil.rmtree(folder)
         except OSError as error:

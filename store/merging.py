@@ -111,20 +111,17 @@ def _merge_parts(target: LakePath, lakes: Sequence[Lake], *, index: bool, thread
                     f"{other[0].path} and {lake.path} overlap: both have block {commit.block}, with different bytes "
                     "(computed on other hardware or versions); copy one of them with --blocks to leave it out"
                 )
+    total, before = sum(file.bytes for _, commit in owner.values() for file in commit.files), 0
+
+    def on_with(done: int, of_lake: int) -> None:
+        del of_lake
+        progress(before + done, total)
+
     for lake in lakes:
         # what each is the first to have: several lakes may hold a block, with the same bytes
-        mine = tuple(sorted(block for block, (which, _) in owner.items() if which is lake))
-        total = sum(file.bytes for _, commit in owner.values() for file in commit.files)
-        before = sum(file.bytes for block in report.blocks for file in owner[block][1].files)
-        done = copy_lake(
-            lake.path,
-            target,
-            chosen=mine,
-            index=index,
-            kept=True,
-            threads=threads,
-            progress=lambda count, _all, before=before, total=total: progress(before + count, total),
-        )
+        mine = {block: commit for block, (which, commit) in owner.items() if which is lake}
+        done = copy_lake(lake.path, target, chosen=mine.keys(), index=index, threads=threads, progress=on_with)
+        before += sum(file.bytes for commit in mine.values() for file in commit.files)
         report.blocks = tuple(sorted({*report.blocks, *mine}))
         report.copied = tuple(sorted({*report.copied, *done.copied}))
         report.files, report.bytes = report.files + done.files, report.bytes + done.bytes

@@ -120,9 +120,12 @@ def read(where: "Where") -> bytes:
 
 
 def read_range(where: "Where", offset: int, length: int) -> bytes:
-    """Return part of an object; errors as of `read`, and StorageError when the object is too short."""
+    """Return part of an object, by several requests if it is large; errors as of `read`, and StorageError if it is short."""
     if not length:
         return b""
+    if length > PART_BYTES:
+        parts = range(offset, offset + length, PART_BYTES)
+        return b"".join(read_range(where, part, min(PART_BYTES, offset + length - part)) for part in parts)
 
     def ask() -> bytes:
         return _whole(_obstore().get_range(_store(where), where.key, start=offset, length=length), length, where)
@@ -248,14 +251,6 @@ class Where:
         return f"{self.key}/" if self.key else None
 
 
-def zarr_store(where: Where) -> Any:
-    """Return the objects below as a store for zarr-python, read-only."""
-    from zarr.storage import ObjectStore
-
-    made = _make_store(where.scheme, where.bucket, prefix=where.key or None, retries=PATIENCE.tries - 1)
-    return ObjectStore(made, read_only=True)
-
-
 def _asked(ask: Callable[[], _Result], where: Where, verb: str) -> _Result:
     """Ask until there is an answer or patience ends."""
     begun, tried = time.monotonic(), 0
@@ -352,10 +347,10 @@ def _store(where: Where) -> Any:
 
 @lru_cache(maxsize=64)
 def _store_of(scheme: str, bucket: str, pid: int) -> Any:  # noqa: ARG001
-    return _make_store(scheme, bucket, prefix=None, retries=0)
+    return _make_store(scheme, bucket)
 
 
-def _make_store(scheme: str, bucket: str, *, prefix: str | None, retries: int) -> Any:
+def _make_store(scheme: str, bucket: str) -> Any:
     given = {name.upper() for name in os.environ}
     prefixes = {"s3": ("AWS_",), "gs": ("GOOGLE_",), "az": ("AZURE_",)}[scheme]
     timeouts = {"timeout": PATIENCE.timeout_s, "connect_timeout": PATIENCE.connect_timeout_s}
@@ -364,7 +359,6 @@ def _make_store(scheme: str, bucket: str, *, prefix: str | None, retries: int) -
         for name, seconds in timeouts.items()
         if not any(f"{start}{name.upper()}" in given for start in prefixes)
     }
-    retrying = {"max_retries": retries, "retry_timeout": timedelta(seconds=PATIENCE.deadline_s)}
     for name in sorted(os.environ):
         # obstore panics where there is no scheme
         if name.startswith(prefixes) and "ENDPOINT" in name and not os.environ[name].startswith(("http://", "https://")):
@@ -372,7 +366,7 @@ def _make_store(scheme: str, bucket: str, *, prefix: str | None, retries: int) -
     _obstore()
     kind = getattr(importlib.import_module("obstore.store"), SCHEMES[scheme])
     # plain HTTP only ever happens where an endpoint in the environment says so
-    return kind(bucket, prefix=prefix, client_options={"allow_http": True, **options}, retry_config=retrying)
+    return kind(bucket, client_options={"allow_http": True, **options}, retry_config={"max_retries": 0})
 
 
 @lru_cache(maxsize=1)

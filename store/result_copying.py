@@ -11,6 +11,7 @@ from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import (
     FileRecord,
     file_checksum,
+    sizes_below,
     storage_error,
     sync_folder,
     unseal,
@@ -19,7 +20,7 @@ from neuronlake.store.files import (
 from neuronlake.store.kept import RECORD, discard, kept_results, staging
 from neuronlake.store.label_sets import LABELS
 from neuronlake.store.objects import LakePath
-from neuronlake.store.transfer import checked_parts, names_below, sync_folders, transfer
+from neuronlake.store.transfer import checked_parts, sync_folders, transfer
 
 _NAMED = re.compile(r"(?:.*/)?[^/]*-([0-9a-f]{16})\.parquet")  # a file with its checksum in its name
 
@@ -87,7 +88,7 @@ def _copy_result(source: LakePath, target: LakePath, kind: str, name: str, data:
     if there.exists():
         discard(target, name, kept=kind)  # without a record it is nothing, and in the way
     files = [*_listed(record), *_unlisted(folder, record)]
-    if not isinstance(target, Path):
+    if not isinstance(there, Path):
         for file in files:
             transfer(folder, file, there)
         (there / RECORD).write_bytes(data)  # last: a result is there when its record is
@@ -112,9 +113,9 @@ def _listed(record: Mapping[str, Any]) -> list[FileRecord]:
 def _unlisted(folder: LakePath, record: Mapping[str, Any]) -> list[FileRecord]:
     """Return what was added to a result later: folders with a record of their own, and files named after their checksum."""
     listed = {entry["path"] for entry in record["files"]} | {RECORD}
-    others = [path for path in names_below(folder) if path not in listed]
+    sizes = sizes_below(folder)
     found: dict[str, FileRecord] = {}
-    for path in others:
+    for path in sorted(set(sizes) - listed):
         if path.endswith(f"/{RECORD}"):
             size, checksum = file_checksum(folder / path)
             above = path.removesuffix(RECORD)
@@ -125,5 +126,5 @@ def _unlisted(folder: LakePath, record: Mapping[str, Any]) -> list[FileRecord]:
             }
             found[path] = FileRecord(path=path, bytes=size, xxh3=checksum)
         elif match := _NAMED.fullmatch(path):
-            found[path] = FileRecord(path=path, bytes=(folder / path).stat().st_size, xxh3=match[1])
+            found[path] = FileRecord(path=path, bytes=sizes[path], xxh3=match[1])
     return list(found.values())

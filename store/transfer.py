@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import xxhash
 
 from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import FileRecord, file_checksum, files_below, read_error, sync_folder, write_file
+from neuronlake.store.files import FileRecord, file_checksum, read_error, sync_folder, write_file
 from neuronlake.store.objects import LakePath
 
 PIECE_BYTES = 8 << 20  # 8 MiB: what a thread holds of a file, and what it asks of an object store at once
@@ -30,12 +30,6 @@ def check_apart(source: LakePath, target: LakePath) -> None:
         except ValueError:
             continue
         raise InputError(f"{inner} lies inside {outer}: a lake holds no other; choose another place")
-
-
-def names_below(folder: LakePath) -> list[str]:
-    """Paths of all files below a folder, relative to it, sorted; none where there is no folder."""
-    paths = files_below(folder) if isinstance(folder, Path) else folder.sizes()
-    return sorted(path.relative_to(folder).as_posix() for path in paths)  # type: ignore[arg-type]
 
 
 def transfer(source: LakePath, record: FileRecord, target: LakePath, path: str | None = None) -> int:
