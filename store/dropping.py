@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from neuronlake.store.commits import of_sites
+from neuronlake.store.create import remove_temporary
 from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import remove_folder, sizes_below, storage_error, sync_folder
+from neuronlake.store.files import remove_folder, sizes_below, stale_temporaries, storage_error, sync_folder
 from neuronlake.store.kept import COVARIANCES, INDEX, KEPT, STATISTICS, discard, kept_record, kept_results
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
@@ -84,6 +85,7 @@ def drop_sites(root: LakePath, sites: list[str]) -> DropReport:
             plan = dataclasses.replace(lake.plan, dropped=tuple(dropped), files=files)
             write_dropped(root, plan.fingerprint, dropped)
             publish_plan_record(root, plan, instead=True)
+        _remove_temporaries(root)
         for site in sites:
             _discard_results(root, site, report)
             for folder in ("activations", "scales"):
@@ -107,10 +109,17 @@ def drop_results(root: LakePath, folders: list[str]) -> DropReport:
     open_lake(root)
     with writing(root):
         report = DropReport(lake=str(root))
+        _remove_temporaries(root)
         for folder in folders:
             for name in kept_results(root, kept=folder):
                 _discard(root, folder, name, report)
     return report
+
+
+def _remove_temporaries(root: LakePath) -> None:
+    """Remove what a killed run had put aside."""
+    for temporary in stale_temporaries(root):
+        remove_temporary(temporary)
 
 
 def _discard_results(root: LakePath, site: str, report: DropReport) -> None:

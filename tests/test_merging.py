@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import Faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lakes import foreign_values
@@ -39,6 +40,8 @@ def check_joined(merged: Lake, parts: list[Lake]) -> None:
         own = part.words(blocks=part.blocks).to_pylist()
         moved = merged.words(blocks=[block + blocks for block in part.blocks]).to_pylist()
         for before, after in zip(own, moved, strict=True):
+            if "mood" not in after:  # not every part has that label set
+                before.pop("mood", None)
             expected = {**before, "word": before["word"] + words, "sentence": before["sentence"] + sentences}
             assert {name: after[name] for name in before} == expected
             assert all(after[name] is None for name in after.keys() - before.keys())
@@ -55,7 +58,7 @@ def check_joined(merged: Lake, parts: list[Lake]) -> None:
     assert merged.plan.counts["words"] == words
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     tokens=st.lists(st.integers(1, 200), min_size=2, max_size=3),
     encoding=st.sampled_from(["float16", "int8a"]),
@@ -64,11 +67,12 @@ def check_joined(merged: Lake, parts: list[Lake]) -> None:
 def test_texts_follow_each_other(tmp_path_factory: Any, tokens: list[int], encoding: str, seed: int) -> None:
     folder = tmp_path_factory.mktemp("texts")
     tags = (("ADJ", "NOUN"), ("NOUN", "VERB"), ("X",))
-    parts = [
-        text_lake(folder / f"{place}.lake", seed + place, tokens=count, encoding=encoding, tags=tags[place])
-        for place, count in enumerate(tokens)
-    ]
-    report = merge_lakes(folder / "all.lake", [part.path for part in parts])
+    with Faults(folder, sync=False):
+        parts = [
+            text_lake(folder / f"{place}.lake", seed + place, tokens=count, encoding=encoding, tags=tags[place])
+            for place, count in enumerate(tokens)
+        ]
+        report = merge_lakes(folder / "all.lake", [part.path for part in parts])
     merged = open_lake(folder / "all.lake")
     assert report.copied == merged.blocks == tuple(range(sum(part.plan.blocks for part in parts)))
     assert verify(merged.path, full=True).ok
@@ -180,7 +184,7 @@ def test_kills_at_calls(parts: list[Lake], tmp_path: Path) -> None:
             np.testing.assert_array_equal(found, values[:, : found.shape[1]])
 
     request = {"kind": "merge", "sources": list(map(str, sources))}
-    kill_and_finish(tmp_path, request, check, tree(tmp_path / "all.lake"), kills=9)
+    kill_and_finish(tmp_path, request, check, tree(tmp_path / "all.lake"), kills=6)
 
 
 def test_what_does_not_go_together_is_refused_in_one_line(
