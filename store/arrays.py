@@ -24,5 +24,5 @@ def open_array(path: LakePath) -> Any:
     if isinstance(path, ObjectPath):
         from neuronlake.store.object_zarr import FolderStore
 
-        return zarr.open_array(FolderStore(path), mode="r")
+        return zarr.open_array(FolderStore(path), mode="r", zarr_format=3)  # or it looks for that of older ones
     return zarr.open_array(path, mode="r")

@@ -1,6 +1,7 @@
 """Start a lake, or recognise one that is already there."""
 
 import contextlib
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,20 @@ def read_spec(root: LakePath) -> LakeSpec:
         When its root metadata cannot be read.
     """
     path = root / layout.ROOT_METADATA
-    if not path.is_file() and not root.exists():
-        raise InputError(
-            f"no lake at {root}: the folder does not exist; make one with `neuronlake extract {root} …` or "
-            "`neuronlake import`"
-        )
-    if not path.is_file():
-        if lost_root_of(root):
-            raise DamageError(f"{path} is missing, though {root} holds a lake: run `neuronlake verify {root} --repair`")
-        raise InputError(f"{root} is not a lake: it has no {layout.ROOT_METADATA}")
     try:
         attributes = json_object(path)["attributes"]
         ours = "neuronlake" in attributes
+    except FileNotFoundError:
+        if not root.exists():
+            what = "the folder does not exist" if isinstance(root, Path) else "there is no such object"
+            raise InputError(
+                f"no lake at {root}: {what}; make one with `neuronlake extract {root} …` or `neuronlake import`"
+            ) from None
+        if lost_root_of(root):
+            raise DamageError(
+                f"{path} is missing, though {root} holds a lake: run `neuronlake verify {root} --repair`"
+            ) from None
+        raise InputError(f"{root} is not a lake: it has no {layout.ROOT_METADATA}") from None
     except (KeyError, TypeError):
         raise DamageError(f"{path} has no attributes: it is damaged") from None
     if not ours:
@@ -155,9 +158,11 @@ def remove_temporary(path: Path) -> None:
 
 
 def json_object(path: LakePath) -> dict[str, Any]:
-    """Parse a JSON file, or raise DamageError."""
+    """Parse a JSON file, or raise DamageError; FileNotFoundError if there is none."""
     try:
         parsed = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
     except StorageError:
         raise
     except (OSError, ValueError, RecursionError) as error:
