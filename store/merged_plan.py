@@ -10,7 +10,7 @@ import pyarrow as pa
 
 import neuronlake.store.layout as layout
 import neuronlake.store.tables as tables
-from neuronlake.store.errors import InputError
+from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, write_file
 from neuronlake.store.lake import Lake
 from neuronlake.store.objects import LakePath
@@ -103,6 +103,7 @@ class MergedPlan:
             for label in lake.plan.label_columns:
                 if (other := labels.setdefault(label.casefold(), label)) != label:
                     raise InputError(f"the lakes have label columns {other!r} and {label!r}, which SQL cannot tell apart")
+        self._ends = [*self.offsets[1:], at]
         self.blocks = at.block
         """Of all of them."""
         self._labels = tuple(sorted(labels.values()))
@@ -110,10 +111,11 @@ class MergedPlan:
     def write(self, target: LakePath, root: FileRecord) -> PlanRecord:
         """Write all tables with their new numbers, and return what is to be published."""
         files = {root.path: root}
-        for lake, offsets in zip(self._lakes, self.offsets, strict=True):
+        for lake, offsets, end in zip(self._lakes, self.offsets, self._ends, strict=True):
             for block in range(lake.plan.blocks):
                 for name in TABLES:
                     table = renumbered(lake.read_table(name, block), offsets)
+                    _check_numbers(table, end, f"{lake.path / layout.table_path(name, block)}")
                     path = layout.table_path(name, block + offsets.block)
                     files[path] = write_file(target, path, [tables.to_parquet(table)])
         counts: Counter[str] = Counter()
@@ -140,6 +142,17 @@ def renumbered(table: pa.Table, offsets: Offsets) -> pa.Table:
             place, field = table.column_names.index(name), table.schema.field(name)
             table = table.set_column(place, field, pa.array(moved, field.type))
     return table
+
+
+def _check_numbers(table: pa.Table, end: Offsets, what: str) -> None:
+    """Raise DamageError where a table's numbers reach into the next part's: the plan record would count too few."""
+    for name, kind in _NUMBERED.items():
+        if name in table.column_names and table.num_rows:
+            last = int(table.column(name).to_numpy().max())
+            if last >= getattr(end, kind):
+                raise DamageError(
+                    f"{what}: {name} goes on to {last}, beyond what the plan record counts ({getattr(end, kind)})"
+                )
 
 
 def _comparable(spec: LakeSpec) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_kills_at_calls(tmp_path: Path) -> None:
             found = committed_values(lake, "mlp.post")
             np.testing.assert_array_equal(found, values[:, : found.shape[1]])
 
-    kill_and_finish(tmp_path, {"kind": "copy", "sources": [str(source.path)]}, check, expected, kills=10)
+    kill_and_finish(tmp_path, {"kind": "copy", "sources": [str(source.path)]}, check, expected, kills=7)
 
 
 def test_what_cannot_be_copied_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def test_kills_at_calls(tmp_path: Path) -> None:
         {"kind": "drop", "sources": []},
         check,
         tree(tmp_path / "dropped.lake"),
-        kills=9,
+        kills=6,
         begin=lambda root: shutil.copytree(source.path, root),
     )
 

@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"), num_hidden_layers=2)
 
 
-@pytest.fixture(scope="module", params=["float16", "int8a"])
+@pytest.fixture(scope="module", params=["int8a"])
 def lakes(request: Any, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Lake]:
     """A small lake, and a larger one of other text."""
     folder = tmp_path_factory.mktemp("lakes")
