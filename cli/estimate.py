@@ -305,7 +305,8 @@ def _show(report: dict[str, Any]) -> None:
         line("to keep up", f"{size(rate)}/s to the disk, {rate * 8 / 1e9:,.2f} Gbit/s to an object store")
         line(
             "encoding",
-            f"{extract['encoding_cores']:,.1f} cores meanwhile of {report['encode_values_per_second'] / 1e6:,.0f} Mvalues/s",
+            f"{extract['encoding_cores']:,.1f} cores to keep up, {extract['encoding_core_hours']:,.1f} core hours in all, "
+            f"{report['encode_values_per_second'] / 1e6:,.0f} Mvalues/s a core",
         )
     line(
         "analysis",
