@@ -4,8 +4,8 @@ import sys
 from importlib import import_module
 
 NAMES = (
-    "alignment", "encodings", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory",
-    "neighbours", "objects", "planted", "probes", "queries", "reference", "reproduction", "statistics", "storage",
+    "alignment", "encodings", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory", "neighbours",
+    "objects", "planted", "probes", "queries", "reference", "reproduction", "scaling", "statistics", "storage",
 )  # fmt: skip
 
 APART = ("vllm",)  # run by name only: in the environment of `make test-vllm`

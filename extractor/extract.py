@@ -31,7 +31,8 @@ from neuronlake.store.tables import from_parquet
 from neuronlake.store.writer import BlockWriter, Tap
 
 # Measured on two AVX2 cores with SmolLM2: 512 tokens keep a layer's activations in cache; a GPU wants full batches.
-_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Largest padded forward pass, by kind of device."""
 BACKENDS = ("transformers", "vllm")
 
 
@@ -167,6 +168,7 @@ def _extract(
             f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes: "
             f"run `neuronlake verify {root} --repair`"
         )
+    spec = spec.without(plan.dropped)
     settle_commits(root)
     todo = _todo(root, plan, settings)
     if todo:
@@ -330,7 +332,7 @@ def _open_engine(
         sites=spec.sites,
         module=settings.module,
     )
-    batch_tokens = settings.batch_tokens or _BATCH_TOKENS[model.device.type]
+    batch_tokens = settings.batch_tokens or BATCH_TOKENS[model.device.type]
     return TransformersEngine(model, batch_tokens=batch_tokens, batches=reader.batches)
 
 
@@ -353,7 +355,7 @@ def _open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings:
             device=device,
             dtype=spec.capture["dtype"],
             max_tokens=spec.plan["max_tokens"],
-            batch_tokens=settings.batch_tokens or _BATCH_TOKENS[device.partition(":")[0]],
+            batch_tokens=settings.batch_tokens or BATCH_TOKENS[device.partition(":")[0]],
             tensor_parallel=settings.tensor_parallel,
             trust_remote_code=settings.trust_remote_code,
         ),

@@ -1,7 +1,8 @@
 """Commit records: a block exists when its record does."""
 
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -39,6 +40,18 @@ class Commit:
     same work gives the same bytes."""
     files: tuple[FileRecord, ...]
 
+    def without(self, dropped: Collection[str]) -> "Commit":
+        """Return it without the files of sites that were dropped since the block was committed."""
+        if not dropped:
+            return self
+        return dataclasses.replace(self, files=tuple(file for file in self.files if not of_sites(file.path, dropped)))
+
+
+def of_sites(path: str, sites: Collection[str]) -> bool:
+    """Whether a file of a lake holds activations or scales of one of the sites."""
+    folder, _, below = path.partition("/")
+    return folder in ("activations", "scales") and below.partition("/")[0] in sites
+
 
 def write_commit(root: LakePath, commit: Commit) -> None:
     """Publish a block whose files, and the folders that hold them, are already in place and synced.
@@ -50,13 +63,24 @@ def write_commit(root: LakePath, commit: Commit) -> None:
     StorageError
         When the file system refuses.
     """
+    publish_commit(root, commit, commit_bytes(commit))
+
+
+def commit_bytes(commit: Commit) -> bytes:
+    """Return a commit's record."""
+    return seal(
+        {
+            "block": commit.block,
+            "rows": commit.rows,
+            "provenance": dict(commit.provenance),
+            "files": [record.as_dict() for record in commit.files],
+        }
+    )
+
+
+def publish_commit(root: LakePath, commit: Commit, data: bytes) -> None:
+    """As `write_commit`, of a commit whose record is there already: `data`."""
     path = layout.commit_path(commit.block)
-    record = {
-        "block": commit.block,
-        "rows": commit.rows,
-        "provenance": dict(commit.provenance),
-        "files": [record.as_dict() for record in commit.files],
-    }
     folder = root / _COMMITS
     try:
         make_folder(folder)
@@ -68,7 +92,7 @@ def write_commit(root: LakePath, commit: Commit) -> None:
     sync_folder((root / layout.PLAN_RECORD).parent)
     sync_ancestors(root, sorted({*resting, _COMMITS}))
     try:
-        write_file(root, path, [seal(record)], new=True)
+        write_file(root, path, [data], new=True)
     except FileExistsError:  # somebody else was faster
         if read_commit(root, commit.block).files != commit.files:
             raise StorageError(
