@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import neuronlake.store.layout as layout
-from neuronlake.store.errors import DamageError
+from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import (
     FileRecord,
     file_checksum,
@@ -20,6 +20,7 @@ from neuronlake.store.files import (
     unseal,
     write_file,
 )
+from neuronlake.store.objects import LakePath
 
 _COMMITS = "commits"
 _COMMIT_NAME = re.compile(r"block-(\d{6,})\.json")
@@ -38,16 +39,25 @@ class Commit:
     files: tuple[FileRecord, ...]
 
 
-def write_commit(root: Path, commit: Commit) -> None:
+def write_commit(root: Path, commit: Commit) -> bool:
     """Publish a block whose files, and the folders that hold them, are already in place and synced.
 
-    When this returns, the block survives a power cut, the plan it belongs to included.
+    When this returns, the block survives a power cut, the plan it belongs to included. A record that another process has
+    written meanwhile stays if its files are the ones on the disk.
+
+    Returns
+    -------
+    bool
+        Whether these are the files that the record promises: not if another process committed the block with other bytes
+        (another processor, other versions).
 
     Raises
     ------
     StorageError
-        When the file system refuses.
+        When the file system refuses; when files of two processes with different bytes are mixed, and nothing is committed.
     """
+    if is_committed(root, commit.block) and not _overtakes(root, commit):
+        return read_commit(root, commit.block).files == commit.files
     path = layout.commit_path(commit.block)
     record = {
         "block": commit.block,
@@ -67,6 +77,36 @@ def write_commit(root: Path, commit: Commit) -> None:
     sync_ancestors(root, sorted({*resting, _COMMITS}))
     write_file(root, path, [seal(record)])
     sync_folder(folder)
+    return True
+
+
+def _overtakes(root: Path, commit: Commit) -> bool:
+    """Whether a block that another process has committed meanwhile is to have this record instead.
+
+    Both have put all their files in place by now, each file at once. Mostly they are the same; if not, they are compared.
+    """
+    try:
+        other = read_commit(root, commit.block)
+    except DamageError:
+        return True
+    if other.files == commit.files:
+        return False
+    found = {file.path: file_checksum(root / file.path) for file in commit.files}
+
+    def whole(files: tuple[FileRecord, ...]) -> bool:
+        return all(found.get(file.path) == (file.bytes, file.xxh3) for file in files)
+
+    if whole(other.files):
+        return False
+    if whole(commit.files):
+        return True
+    record = root / layout.commit_path(commit.block)
+    record.unlink(missing_ok=True)
+    sync_folder(record.parent)
+    raise StorageError(
+        f"block {commit.block} of {root} was extracted by two processes at once, on other processors or with other library "
+        "versions, and their files are mixed: it is not committed; run the same command again"
+    )
 
 
 def settle_commits(root: Path) -> None:
@@ -89,6 +129,11 @@ def settle_commits(root: Path) -> None:
 def commit_checksum(root: Path, block: int) -> str:
     """Checksum of a committed block's record, which holds those of its files: what a result of the block is tied to."""
     return file_checksum(root / layout.commit_path(block))[1]
+
+
+def is_committed(root: LakePath, block: int) -> bool:
+    """Whether a block is committed now."""
+    return (root / layout.commit_path(block)).exists()
 
 
 def committed_blocks(root: Path) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, file_checksum, stale_temporaries, sync_folder, write_file
 from neuronlake.store.kept import KEPT
 from neuronlake.store.label_sets import label_set_names
-from neuronlake.store.lock import LOCK_FILE
+from neuronlake.store.lock import CLAIMS, LOCK_FILE
 from neuronlake.store.plan_record import PLAN_ASIDE, read_plan_record
 from neuronlake.store.spec import LakeSpec, dump_metadata, root_metadata
 
@@ -153,7 +153,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def _counts(entry: Path) -> bool:
-    return not entry.name.endswith(".tmp") and entry.name != LOCK_FILE
+    return not entry.name.endswith(".tmp") and entry.name not in (LOCK_FILE, CLAIMS)
 
 
 def _lost_spec(root: Path, spec: LakeSpec) -> LakeSpec:

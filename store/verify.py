@@ -17,7 +17,7 @@ from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, file_checksum, files_below, read_checked, stale_temporaries
 from neuronlake.store.kept import INDEX, KEPT, MADE_BY, RECORD, kept_record, kept_results
 from neuronlake.store.label_sets import LABELS, examine_label_set, is_label_set, label_set_names
-from neuronlake.store.lock import LOCK_FILE, writer_of
+from neuronlake.store.lock import CLAIMS, LOCK_FILE, writer_of
 from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
 from neuronlake.store.spec import LakeSpec, metadata_files
 from neuronlake.store.tables import PADDING, from_parquet
@@ -94,7 +94,10 @@ def verify(path: str | Path, *, full: bool = False) -> VerifyReport:
         When there is no lake to check, its plan was never finished, or its format is not ours.
     """
     root = Path(path)
-    return examine(root, full=full, writer=writer_of(root)).report
+    report = examine(root, full=full, writer=writer_of(root)).report
+    if report.writer is None and (report.leftovers or report.unknown_files) and (writer := writer_of(root)) is not None:
+        report = examine(root, full=full, writer=writer).report  # it began meanwhile: what it is at is no leftover
+    return report
 
 
 def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
@@ -123,6 +126,7 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
         found.kept += _examine_index(root, found.report)
     _examine_labels(root, found)
     others = [path for path in present if path not in known and not _of_result(root, path)]
+    others = [path for path in others if not path.startswith(f"{CLAIMS}/")]  # the next writer alone removes them
     if found.plan is None:  # then no record lists what planning wrote
         metadata = {} if found.spec is None else metadata_files(found.spec, 1)
         others = [path for path in others if not _TABLE.fullmatch(path) and path not in metadata]
