@@ -53,7 +53,7 @@ def connect(
             "correct the address"
         ) from error
     try:
-        if client.dashboard_link:
+        if "dashboard" in client.scheduler_info()["services"]:
             observer.say(f"Dask dashboard: {client.dashboard_link}")
         yield ClusterExtraction(client, cluster, settings, observer)
     finally:
