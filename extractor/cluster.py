@@ -1,5 +1,6 @@
 """Extraction by the workers of a dask.distributed cluster: one task per block, and the commits are what counts."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ __all__ = ["ClusterExtraction", "ClusterSettings", "connect"]
 
 _CONNECT_S = 5
 _NAMED = 3  # workers that a message names
+_NO_MODULE = re.compile(r"No module named '(\w+)")
 
 
 @contextmanager
@@ -137,9 +139,11 @@ class ClusterExtraction:
         answers = self._client.run(function, *arguments, on_error="return")
         problems = {}
         for worker, answer in answers.items():
-            if isinstance(answer, ModuleNotFoundError):
-                problems[worker] = f"lacks {answer.name}: pip install 'neuronlake[extract,cluster]' there"
-            elif isinstance(answer, Exception):
+            if not isinstance(answer, Exception):
+                continue
+            if (missing := _NO_MODULE.search(str(answer))) is not None:  # what cannot be unpickled comes as text only
+                problems[worker] = f"lacks {missing[1]}: pip install 'neuronlake[extract,cluster]' there"
+            else:
                 problems[worker] = f"does not answer ({type(answer).__name__}: {answer}): it may have other versions"
         self._refuse(problems)
         return dict(answers)

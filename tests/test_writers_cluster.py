@@ -67,9 +67,8 @@ def expected(harness: Harness, client: Process) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cluster(harness: Harness) -> tuple[str, list[Process]]:
-    """A scheduler that listens, and workers that are not started."""
-    address, workers = start_cluster(harness, 2)
-    return address, workers
+    """A scheduler and its two workers."""
+    return start_cluster(harness, 2)
 
 
 def test_killed_at_random_it_makes_the_lake_of_one_process(
@@ -77,8 +76,6 @@ def test_killed_at_random_it_makes_the_lake_of_one_process(
 ) -> None:
     """Workers and client; the long form is `python -m benchmarks writers`."""
     address, workers = cluster
-    for worker in workers:
-        worker.start()
     counts = kill_at_random(
         [client],
         lambda number: harness.folder / f"killed-{number}.lake",
@@ -95,10 +92,7 @@ def test_killed_at_random_it_makes_the_lake_of_one_process(
 def test_beside_plain_processes_and_after_ctrl_c_it_goes_on(
     harness: Harness, inputs: list[str], client: Process, expected: dict[str, bytes], cluster: tuple[str, list[Process]]
 ) -> None:
-    address, workers = cluster
-    for worker in workers:
-        if worker.child is None:
-            worker.start()
+    address, _ = cluster
     root = harness.folder / "both.lake"
     client.start(arguments=["extract", str(root), *inputs, "--scheduler", address], status=130)
     deadline = time.monotonic() + 60
