@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -86,14 +87,18 @@ class BlockTasks:
                 if (done := self._settle(future, block)) is not None:
                     yield done
         finally:
-            if self._running:
-                self._client.cancel([future for future, _ in self._running.values()], force=True)
+            if self._running and self._client.status == "running":
+                with suppress(OSError):  # the scheduler is gone just now
+                    self._client.cancel([future for future, _ in self._running.values()], force=True)
 
     def _look(self) -> dict[str, Any]:
         """Return the workers that blocks can be given to."""
         if self._client.status not in ("running", "newly-created"):
             raise StorageError(f"the scheduler at {self._cluster.address} is gone ({self._client.status}): {_GO_ON}")
-        found = self._client.scheduler_info(n_workers=-1)["workers"]
+        try:
+            found = self._client.scheduler_info(n_workers=-1)["workers"]
+        except (OSError, TimeoutError) as error:
+            raise StorageError(f"the scheduler at {self._cluster.address} does not answer any more: {_GO_ON}") from error
         return {
             address: worker
             for address, worker in found.items()

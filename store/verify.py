@@ -100,8 +100,11 @@ def verify(path: str | Path, *, full: bool = False) -> VerifyReport:
     return report
 
 
-def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
-    """Do what `verify` does, and keep the findings apart by what a repair would do about them."""
+def examine(root: Path, *, full: bool, writer: str | None, alone: bool = False) -> Findings:
+    """Do what `verify` does, and keep the findings apart by what a repair would do about them.
+
+    With `alone`, nobody else can be writing: temporary files of other hosts were left behind, too.
+    """
     found = Findings(report=VerifyReport(full=full, writer=writer))
     # Listed before the commits: what is committed in between is then not taken for a leftover.
     present = sorted(path.relative_to(root).as_posix() for path in files_below(root))
@@ -130,7 +133,7 @@ def examine(root: Path, *, full: bool, writer: str | None) -> Findings:
     if found.plan is None:  # then no record lists what planning wrote
         metadata = {} if found.spec is None else metadata_files(found.spec, 1)
         others = [path for path in others if not _TABLE.fullmatch(path) and path not in metadata]
-    _sort_others(root, found, others, set(committed))
+    _sort_others(root, found, others, set(committed), alone=alone)
     return found
 
 
@@ -295,7 +298,7 @@ def _other_rows(root: Path, plan: PlanRecord, commit: Commit) -> str | None:
     return None
 
 
-def _sort_others(root: Path, found: Findings, paths: Iterable[str], committed: set[int]) -> None:
+def _sort_others(root: Path, found: Findings, paths: Iterable[str], committed: set[int], *, alone: bool) -> None:
     """Divide what no record mentions into leftovers, what a running writer is at, and unknown files."""
     report = found.report
     stale = {path.relative_to(root).as_posix() for path in stale_temporaries(root)}
@@ -307,7 +310,7 @@ def _sort_others(root: Path, found: Findings, paths: Iterable[str], committed: s
         elif path.startswith(tuple(f"{kept}/." for kept in KEPT)) and not ended:
             continue  # a result that a reader is about to keep; that needs no lock
         elif report.writer is None:
-            (report.leftovers if ended else report.unknown_files).append(path)
+            (report.leftovers if ended or alone else report.unknown_files).append(path)
 
 
 def _is_uncommitted(path: str, spec: LakeSpec | None, committed: set[int]) -> bool:

@@ -209,19 +209,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_cluster(
-    harness: Harness, workers: int, *, host: str = "127.0.0.1", more: Sequence[str] = ()
-) -> tuple[str, list[Process]]:
+def start_cluster(harness: Harness, workers: int) -> tuple[str, list[Process]]:
     """Start a scheduler and workers; return its address and the workers."""
-    address = f"tcp://{host}:{free_port()}"
-    scheduler = harness.process(["--host", address, "--no-dashboard", "--dashboard-address", ":0"], program="scheduler")
+    _, address = start_scheduler(harness)
+    return address, start_workers(harness, address, workers)
+
+
+def start_scheduler(harness: Harness) -> tuple[Process, str]:
+    """Start a scheduler; return it and its address."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    scheduler = harness.process(["--host", address, "--dashboard-address", ":0"], program="scheduler")
     scheduler.start()
-    processes = []
-    for _ in range(workers):
-        worker = harness.process(worker_arguments(address, harness.folder, *more), program="worker")
+    return scheduler, address
+
+
+def start_workers(harness: Harness, address: str, count: int) -> list[Process]:
+    """Start workers of one thread each."""
+    workers = [harness.process(worker_arguments(address, harness.folder), program="worker") for _ in range(count)]
+    for worker in workers:
         worker.start()
-        processes.append(worker)
-    return address, processes
+    return workers
 
 
 def worker_arguments(address: str, folder: Path, *more: str) -> list[str]:

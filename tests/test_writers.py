@@ -448,3 +448,16 @@ def test_verify_beside_writers_takes_nothing_for_a_leftover(tmp_path: Path) -> N
     assert repair(root).ok
     assert not (root / CLAIMS).exists()
     assert not (root / LOCK_FILE).exists()
+
+
+def test_a_repair_that_has_the_lake_alone_removes_what_other_hosts_left(tmp_path: Path) -> None:
+    root = tmp_path / "a.lake"
+    synthetic_lake(root)
+    before = contents(root)
+    left = root / "activations" / "mlp.post" / "0" / ".c.0.0.node7.4711.0a1b2c3d.tmp"
+    left.write_bytes(b"half a shard")
+    (root / "thesis.txt").write_text("kept")
+    report = verify(root)
+    assert (report.leftovers, sorted(report.unknown_files)) == ([], [left.relative_to(root).as_posix(), "thesis.txt"])
+    assert repair(root).ok
+    assert contents(root) == {**before, "thesis.txt": b"kept"}

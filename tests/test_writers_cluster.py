@@ -21,6 +21,8 @@ from many_writers import (
     free_port,
     kill_at_random,
     start_cluster,
+    start_scheduler,
+    start_workers,
     worker_arguments,
 )
 from tiny import conllu, make_model, some_sentences
@@ -269,3 +271,25 @@ def test_a_finished_lake_needs_no_worker_task(
         assert client.wait() == 0, harness.log()
     assert_same(root, expected)
     assert verify(root, full=True).ok
+
+
+def test_a_scheduler_that_is_lost_ends_the_run_and_it_goes_on_later(
+    harness: Harness, inputs: list[str], expected: dict[str, bytes], client: Process
+) -> None:
+    """Its own cluster: the others need theirs."""
+    root = harness.folder / "lost.lake"
+    scheduler, address = start_scheduler(harness)
+    start_workers(harness, address, 1)
+    client.start(arguments=["extract", str(root), *inputs, "--scheduler", address], status=2)
+    deadline = time.monotonic() + 120
+    while not list((root / "commits").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    scheduler.kill()
+    began = time.monotonic()
+    assert client.wait() == 0, harness.log()
+    assert time.monotonic() - began < 60
+    assert f"neuronlake: the scheduler at {address} " in harness.log()
+    assert_whole(root)
+    client.start(arguments=["extract", str(root), *inputs], status=0)  # without any cluster
+    assert client.wait() == 0, harness.log()
+    assert_same(root, expected)
