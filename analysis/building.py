@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -19,6 +18,7 @@ from neuronlake.analysis.statistics import compute_statistics
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake, open_lake
+from neuronlake.store.objects import LakePath
 
 _MOMENT_BYTES = 52  # of one neuron and group, see `moments.Moments`
 _MEMORY_SHARE = 4  # a quarter of what is free
@@ -42,7 +42,7 @@ class StatisticsBuilder:
         When the label is unknown, the plan has no tag with two tokens, or the memory would not do.
     """
 
-    def __init__(self, path: Path, by: str, *, max_bytes: int | None = None):
+    def __init__(self, path: LakePath, by: str, *, max_bytes: int | None = None):
         lake = open_lake(path)
         self._path, self._by, self._site = path, by, lake.site
         planned = Lake(lake.path, lake.spec, lake.plan, tuple(range(lake.plan.blocks)))

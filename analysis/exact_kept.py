@@ -1,9 +1,7 @@
 """Exact values kept beside the statistics that they refine: one Parquet file per variable, its checksum in its name."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +15,7 @@ from neuronlake.store.errors import StorageError
 from neuronlake.store.files import write_file
 from neuronlake.store.kept import STATISTICS, kept_results
 from neuronlake.store.lake import Lake
+from neuronlake.store.objects import LakePath
 
 _PREFIX = "exact-"
 
@@ -79,17 +78,21 @@ def keep_exact(
                 path.unlink(missing_ok=True)
 
 
-def _load(folder: Path, name: str) -> pa.Table | None:
+def _load(folder: LakePath, name: str) -> pa.Table | None:
     """Read the values of a variable; None if there are none, or they are damaged and computed again."""
     for path in _files(folder, name):
-        with suppress(OSError):
+        try:
             data = path.read_bytes()
-            if path.stem.endswith(f"-{xxhash.xxh3_64_hexdigest(data)}"):
-                return pq.read_table(BytesIO(data))
+        except StorageError:
+            raise
+        except OSError:
+            continue
+        if path.stem.endswith(f"-{xxhash.xxh3_64_hexdigest(data)}"):
+            return pq.read_table(BytesIO(data))
     return None
 
 
-def _files(folder: Path, name: str) -> list[Path]:
+def _files(folder: LakePath, name: str) -> list[LakePath]:
     return sorted(folder.glob(f"{_PREFIX}{name}-*.parquet"))
 
 

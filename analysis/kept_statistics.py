@@ -9,7 +9,6 @@ block is gone or was replaced is not used.
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,11 +26,12 @@ from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
 from neuronlake.analysis.histogram import Binning
 from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, labels_key
 from neuronlake.analysis.source import LakeSource
-from neuronlake.store.arrays import create_array
-from neuronlake.store.commits import commit_checksum
+from neuronlake.store.arrays import create_array, open_array
+from neuronlake.store.commits import commit_checksums
 from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.kept import INDEX, STATISTICS, discard, kept_record, kept_results, staging, write_record
+from neuronlake.store.kept import INDEX, STATISTICS, discard, kept_record, kept_results, publish_part, staging
 from neuronlake.store.lake import Lake
+from neuronlake.store.objects import LakePath
 
 VERSION = 1
 """Of what is computed and how it is kept: results of another version are not used."""
@@ -75,7 +75,7 @@ class StatisticsKey:
 class KeptStatistics:
     """One kept result."""
 
-    root: Path
+    root: LakePath
     name: str
     record: dict[str, Any] = field(repr=False)
 
@@ -95,7 +95,7 @@ class KeptStatistics:
         return tuple(sorted(int(block) for block in self.record["blocks"]))
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> LakePath:
         """Where it lies."""
         return self.root / STATISTICS / self.name
 
@@ -112,10 +112,10 @@ class KeptStatistics:
         KeptDamageError
             When it is not what was written.
         """
-        import zarr
-
         try:
-            return np.asarray(zarr.open_array(self.folder / name, mode="r")[selection])
+            return np.asarray(open_array(self.folder / name)[selection])
+        except StorageError:
+            raise
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # of the codecs and of the metadata
             raise KeptDamageError(f"{self.folder / name}: {error}") from None
 
@@ -236,10 +236,8 @@ def _keep_requested(kept: KeptStatistics, group: str, arrays: Mapping[str, NDArr
         with staging(kept.root, f"{kept.name}-{group}") as folder:
             for name in ON_REQUEST[group]:
                 _write_array(folder, name, arrays[name])
-            write_record(folder, {"of": kept.name})
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one
-            folder.rename(target)
-    except (StorageError, OSError):
+            publish_part(folder, target, {"of": kept.name})
+    except OSError:
         return
 
 
@@ -258,7 +256,7 @@ def result_record(key: StatisticsKey, blocks: Mapping[int, str], found: Gathered
 
 def block_checksums(lake: Lake) -> dict[int, str]:
     """Checksum of every committed block's record, which holds those of its files."""
-    return {block: commit_checksum(lake.path, block) for block in lake.blocks}
+    return commit_checksums(lake.path, lake.blocks)
 
 
 def find_kept(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptStatistics | None:
@@ -296,7 +294,7 @@ def result_name(key: StatisticsKey, blocks: Mapping[int, str]) -> str:
     return f"{key.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def discard_of_labels(root: Path, identity: str) -> list[str]:
+def discard_of_labels(root: LakePath, identity: str) -> list[str]:
     """Remove the results that rest on a label set, and return their names: without it they are never used again."""
     found = []
     for kept, name in [(folder, name) for folder in (STATISTICS, INDEX) for name in kept_results(root, kept=folder)]:

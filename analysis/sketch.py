@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.store.commits import commit_checksum
+from neuronlake.store.commits import commit_checksums
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
 from neuronlake.store.kept import INDEX, kept_record
 from neuronlake.store.lake import Lake
@@ -81,7 +81,7 @@ def sketch_neurons(lake: Lake, *, progress: _Progress = lambda done, total: None
     StorageError
         When the lake cannot be written to: sketches are kept in it, since making them reads all of it.
     """
-    checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
+    checksums = commit_checksums(lake.path, lake.blocks)
     start = f"{_PREFIX}{lake.site}-"
     base = next(iter(fitting(Sketch, lake.path, start, lake.site, checksums, version=_VERSION, full=True)), None)
     if base is not None and base.blocks == lake.blocks:
@@ -115,7 +115,8 @@ def sketch_neurons(lake: Lake, *, progress: _Progress = lambda done, total: None
             count = int(base.record["tokens"])
         values = np.empty(lake.reader.chunk_shape, dtype=np.float32)
         for block in missing:
-            with lake.reader.shard(lake.layers[place], block) as shard:
+            fetched = lake.reader.fetch(lake.layers[place], block, range(chunks))
+            with lake.reader.shard(lake.layers[place], block, fetched) as shard:
                 for chunk in range(chunks):
                     first = chunk * width
                     shard.unpack(range(chunk, chunk + 1), values, first_neuron=first)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 from neuronlake.analysis.building import free_memory_share
 from neuronlake.analysis.groups import BlockGroups, group_blocks
 from neuronlake.analysis.labels import LabelRequest, LabelVector, labels_key, token_labels
-from neuronlake.store.commits import commit_checksum
+from neuronlake.store.commits import commit_checksums
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.kept import INDEX, kept_record
 from neuronlake.store.lake import Lake, open_lake
+from neuronlake.store.objects import LakePath
 from neuronlake.store.tag_lists import LayerLists, TagLists, keep_tag_lists
 
 MAX_TAGS = 256
@@ -42,7 +42,7 @@ class TagListsBuilder:
         When the label is unknown, has too many tags, or the memory would not do.
     """
 
-    def __init__(self, path: Path, by: str, *, max_bytes: int | None = None):
+    def __init__(self, path: LakePath, by: str, *, max_bytes: int | None = None):
         lake = open_lake(path)
         planned = Lake(lake.path, lake.spec, lake.plan, tuple(range(lake.plan.blocks)))
         self._path, self._by, self._site = path, by, lake.site
@@ -172,7 +172,7 @@ class _Making:
             lake.site,
             labels=labels_key(lake, _request(labels.by)),
             tags=labels.tags,
-            blocks={block: commit_checksum(lake.path, block) for block in covered},
+            blocks=commit_checksums(lake.path, covered),
             row_tags=codes[[labels.blocks.index(block) for block in covered]],
             layers=len(lake.layers),
             neurons=lake.neurons,

@@ -5,6 +5,7 @@ index is faiss' inverted file over the first principal components, in float16: i
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.sketch import ordinary_rows
-from neuronlake.store.commits import commit_checksum
+from neuronlake.store.commits import commit_checksums
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
 from neuronlake.store.kept import INDEX, kept_record
 from neuronlake.store.lake import Lake
+from neuronlake.store.objects import ObjectPath
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.scan import Tile
 
@@ -56,7 +58,7 @@ class VectorIndex(OfBlocks):
     @cached_property
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """``mean`` and ``inverse`` (neurons,), ``components`` (neurons, COMPONENTS)."""
-        return {name: np.load(self.folder / f"{name}.npy") for name in _ARRAYS}
+        return {name: np.load(io.BytesIO((self.folder / f"{name}.npy").read_bytes())) for name in _ARRAYS}
 
     @property
     def standard(self) -> Standard:
@@ -68,7 +70,11 @@ class VectorIndex(OfBlocks):
         """The inverted file; its numbers are rows of the lake."""
         import faiss
 
-        found: Any = faiss.read_index(str(self.folder / "faiss.index"))
+        path = self.folder / "faiss.index"
+        if isinstance(path, ObjectPath):
+            found: Any = faiss.deserialize_index(np.frombuffer(path.read_bytes(), dtype=np.uint8))
+        else:
+            found = faiss.read_index(str(path))
         found.nprobe = _PROBED
         return found
 
@@ -102,7 +108,7 @@ def vector_index(lake: Lake, layer: int, *, progress: _Progress = lambda done, t
     """
     import faiss
 
-    checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
+    checksums = commit_checksums(lake.path, lake.blocks)
     start = f"{_PREFIX}{lake.site}-{layer}-"
     base = next(iter(fitting(VectorIndex, lake.path, start, lake.site, checksums, version=_VERSION, full=True)), None)
     if base is not None and base.blocks == lake.blocks:

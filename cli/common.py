@@ -3,11 +3,13 @@
 import argparse
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from neuronlake.store.errors import InputError
+from neuronlake.store.objects import LakePath, lake_path
 
 
 def add_command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -26,7 +28,17 @@ def add_command(commands: Any, name: str, summary: str, examples: str) -> argpar
 
 def add_lake(parser: argparse.ArgumentParser) -> None:
     """Add the LAKE argument."""
-    parser.add_argument("lake", metavar="LAKE", type=Path, help="folder of the lake")
+    parser.add_argument(
+        "lake", metavar="LAKE", type=lake_argument, help="folder of the lake, or its URL: s3://…, gs://…, az://…"
+    )
+
+
+def lake_argument(text: str) -> LakePath:
+    """Return the path of a lake from what the command line says."""
+    try:
+        return lake_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def messages() -> Console:

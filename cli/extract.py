@@ -10,8 +10,9 @@ from neuronlake.cli.common import add_command, add_lake, messages, output, print
 from neuronlake.cli.gathering import Gathering
 from neuronlake.store import DEFAULT_ENCODING, ENCODINGS
 from neuronlake.store.commits import committed_blocks
-from neuronlake.store.errors import DamageError, InputError
+from neuronlake.store.errors import DamageError, InputError, StorageError
 from neuronlake.store.lock import refuse_second_writer
+from neuronlake.store.objects import LakePath
 from neuronlake.store.plan_record import read_plan_record
 
 if TYPE_CHECKING:
@@ -173,13 +174,13 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
     model.add_argument("--trust-remote-code", action="store_true", help="let the model's repository run its own Python code")
 
 
-def describe_interruption(root: Path) -> str:
+def describe_interruption(root: LakePath) -> str:
     """Say how far an interrupted extraction got and how to go on."""
     try:
         plan = read_plan_record(root) if root.is_dir() else None
-    except DamageError as error:
+        done = len(committed_blocks(root))
+    except (DamageError, StorageError) as error:
         return f"interrupted; {error}"
-    done = len(committed_blocks(root))
     if plan is None and done:
         return f"interrupted while planning again; {done} committed blocks are kept: run the same command again"
     if plan is None:

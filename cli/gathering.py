@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuronlake.store import DamageError, InputError, open_lake
 from neuronlake.store.lock import writer_of
+from neuronlake.store.objects import LakePath
 from neuronlake.store.writer import Tap
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Gathering:
         self._label, self._say = label, say
         self._builders: list[StatisticsBuilder | TagListsBuilder] = []
 
-    def start(self, lake: Path) -> Tap | None:
+    def start(self, lake: LakePath) -> Tap | None:
         """Prepare, once the lake is planned.
 
         Raises
@@ -95,7 +95,7 @@ class Gathering:
             builder.add(*chunk)
 
 
-def _has_default(path: Path) -> bool:
+def _has_default(path: LakePath) -> bool:
     lake = open_lake(path)
     if _DEFAULT in lake.plan.label_columns:
         return True

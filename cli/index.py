@@ -2,13 +2,14 @@
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from neuronlake.cli.common import add_command, add_lake, messages, output, print_json
 from neuronlake.store import DamageError, complete_index, open_lake
+from neuronlake.store.files import sizes_below
 from neuronlake.store.kept import INDEX, discard, kept_record, kept_results
 from neuronlake.store.lock import writing
+from neuronlake.store.objects import LakePath
 
 
 def add_commands(commands: Any) -> None:
@@ -48,7 +49,7 @@ def _index(options: argparse.Namespace) -> int:
                     complete_tag_lists(lake.at(site), by, progress=lambda *done, said=said: status.update(said(*done)))
                     for site in lake.sites
                 )
-    stored = sum(path.stat().st_size for path in (lake.path / INDEX).rglob("*") if path.is_file())
+    stored = sum(sizes_below(lake.path / INDEX).values())
     activations = sum(file.bytes for commit in lake.commits for file in commit.files)
     if options.json:
         share = stored / max(activations, 1)
@@ -66,7 +67,7 @@ def _index(options: argparse.Namespace) -> int:
     return 0
 
 
-def _remove_damaged(root: Path) -> list[str]:
+def _remove_damaged(root: LakePath) -> list[str]:
     """Remove what the index has of damaged results: what is not made again here is by the next question."""
     removed = []
     for name in kept_results(root, kept=INDEX):

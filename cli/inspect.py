@@ -1,7 +1,6 @@
 """`neuronlake info` and `neuronlake verify`."""
 
 import argparse
-import contextlib
 import secrets
 import sys
 from pathlib import Path
@@ -13,8 +12,9 @@ from neuronlake.cli.common import add_command, add_lake, messages, output, print
 from neuronlake.cli.extract import add_model_options
 from neuronlake.store import VerifyReport, open_lake, verify
 from neuronlake.store.errors import InputError
-from neuronlake.store.files import everything_below
+from neuronlake.store.files import sizes_below
 from neuronlake.store.kept import KEPT
+from neuronlake.store.objects import LakePath
 from neuronlake.store.repair import RepairReport, repair
 
 if TYPE_CHECKING:
@@ -121,13 +121,9 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _size_of(folder: Path) -> int:
+def _size_of(folder: LakePath) -> int:
     """Bytes of a folder's files, 0 where there is none."""
-    total = 0
-    for path in everything_below(folder):
-        with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
-            total += 0 if path.is_dir() else path.stat().st_size
-    return total
+    return sum(sizes_below(folder).values())
 
 
 def _verify(options: argparse.Namespace) -> int:

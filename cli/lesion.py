@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.markup import escape
 
-from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
+from neuronlake.cli.common import add_command, add_lake, lake_argument, messages, number, output, print_json, table
 from neuronlake.cli.extract import add_model_options
 from neuronlake.cli.questions import open_for_question, progress_bar
 from neuronlake.store import InputError
@@ -66,7 +66,7 @@ def add_commands(commands: Any) -> None:
     text = parser.add_argument_group("what is measured")
     text.add_argument(
         "--on",
-        type=Path,
+        type=lake_argument,
         metavar="LAKE",
         help="predict the text of this lake of the same model (default: of LAKE, without documents to choose neurons on)",
     )

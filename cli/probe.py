@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from neuronlake.cli.common import add_command, messages, number, output, print_json, table
+from neuronlake.cli.common import add_command, lake_argument, messages, number, output, print_json, table
 from neuronlake.cli.questions import add_asked_lake, add_label_options, add_pass_options, open_for_question, progress_bar
 from neuronlake.store import InputError
 
@@ -74,7 +74,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--epochs", type=int, default=4, help="passes in mini-batches (default: 4)")
     parser.add_argument("--passes", type=int, help="most full passes after them (default: 10; elastic_net: 60)")
-    parser.add_argument("--test", type=Path, metavar="LAKE", help="test on another lake of the same model")
+    parser.add_argument("--test", type=lake_argument, metavar="LAKE", help="test on another lake of the same model")
     parser.add_argument("--test-where", metavar="SQL", help="test on tokens for which this is true, instead of --where")
     parser.add_argument(
         "--split", choices=("document", "sentence"), default="document", help="what is held out (default: document)"

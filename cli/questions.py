@@ -4,13 +4,13 @@ import argparse
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from neuronlake.cli.common import add_lake, messages, print_json
 from neuronlake.store import InputError, Lake, open_lake
+from neuronlake.store.objects import LakePath
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,7 +29,7 @@ def add_asked_lake(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_for_question(path: Path, site: str | None) -> Lake:
+def open_for_question(path: LakePath, site: str | None) -> Lake:
     """Open a lake at a site for a question, and say so if the answer will be of a part of its corpus only."""
     lake = open_lake(path).at(site)
     if not lake.blocks:

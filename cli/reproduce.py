@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 
 from neuronlake.cli.attribute import per_tag
-from neuronlake.cli.common import add_command, add_lake, messages, number, output, print_json, table
+from neuronlake.cli.common import add_command, add_lake, lake_argument, messages, number, output, print_json, table
 from neuronlake.cli.extract import add_model_options
 from neuronlake.cli.questions import open_for_question, progress_bar
 from neuronlake.store import InputError
@@ -31,11 +31,11 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the report and finished steps")
     parser.add_argument(
         "--on",
-        type=Path,
+        type=lake_argument,
         metavar="LAKE",
         help="measure on this lake of the same model (default: on held-out documents)",
     )
-    parser.add_argument("--test", type=Path, metavar="LAKE", help="test the classifiers on this lake, too")
+    parser.add_argument("--test", type=lake_argument, metavar="LAKE", help="test the classifiers on this lake, too")
     which = parser.add_argument_group("key neurons")
     which.add_argument("--by", default="upos", metavar="LABEL", help="label (default: upos)")
     which.add_argument(

@@ -6,7 +6,6 @@ Run again, an interrupted pass goes on from what it kept, and ends with the same
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from neuronlake.store.attribution import Attribution, Tally, find_attribution, f
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
+from neuronlake.store.objects import LakeName, LakePath
 
 # Measured on an AVX2 core with SmolLM2: a position costs 4.7 ms in a pass over 68 of them, 3.6 ms over 240.
 _BATCH_TARGETS = {"cpu": 256, "cuda": 4096}
@@ -97,7 +97,7 @@ class AttributionSettings:
 class AttributionReport:
     """What a pass did."""
 
-    lake: Path
+    lake: LakePath
     attribution: Attribution
     made: bool
     """Whether anything was computed; otherwise it was there."""
@@ -131,7 +131,7 @@ def completeness_error(attribution: Attribution) -> float | None:
 
 
 def attribute(
-    lake: str | Path,
+    lake: LakeName,
     source: ModelSource,
     labels: Callable[[Lake], TargetLabels],
     settings: AttributionSettings | None = None,

@@ -14,6 +14,7 @@ from neuronlake.extractor.corpora.files import digest
 from neuronlake.extractor.corpora.sound import Sound, open_sound
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import read_checked
+from neuronlake.store.objects import LakePath
 from neuronlake.store.plan_record import PlanRecord
 from neuronlake.store.tables import from_parquet
 
@@ -36,7 +37,7 @@ class Clip:
     samples: int
 
 
-def read_clips(root: Path, plan: PlanRecord, block: int) -> list[Clip]:
+def read_clips(root: LakePath, plan: PlanRecord, block: int) -> list[Clip]:
     """Return the clip of every sequence of a block of a speech lake.
 
     Raises

@@ -19,6 +19,7 @@ from neuronlake.extractor.source import ModelSource
 from neuronlake.store.commits import settle_commits
 from neuronlake.store.errors import InputError
 from neuronlake.store.lock import Patience, refuse_second_writer
+from neuronlake.store.objects import LakeName, lake_path
 
 __all__ = ["ClusterExtraction", "ClusterSettings", "connect"]
 
@@ -81,7 +82,7 @@ class ClusterExtraction:
         self._device = self._check(found)
         self._sha256 = {worker: answer["sha256"] for worker, answer in found.items()}
 
-    def extract(self, lake: str | Path, corpus: Corpus, source: ModelSource) -> ExtractReport:
+    def extract(self, lake: LakeName, corpus: Corpus, source: ModelSource) -> ExtractReport:
         """Extract as `neuronlake.extractor.extract` does, on the workers; the plan is made here.
 
         A block whose worker is lost is given to another one, and so is one that failed, a few times. Ending this process
@@ -94,7 +95,7 @@ class ClusterExtraction:
         StorageError
             When a block fails again and again, or no worker is left.
         """
-        root, settings, observer = Path(lake).absolute(), self._settings, self._observer
+        root, settings, observer = lake_path(lake).absolute(), self._settings, self._observer
         refuse_second_writer(root, shared=True)
         for worker, sha256 in self._sha256.items():
             if sha256 != source.sha256:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from neuronlake.extractor.capture import MakeBatches, text_batches
@@ -15,6 +14,7 @@ from neuronlake.extractor.corpora.audio import AudioCorpus
 from neuronlake.extractor.settings import ExtractSettings
 from neuronlake.store.commits import is_committed, read_commit
 from neuronlake.store.errors import InputError, NeuronlakeError
+from neuronlake.store.objects import LakePath
 
 PACKAGES = ("neuronlake", "torch", "transformers", "tokenizers", "numpy", "numcodecs")
 """Those of which the versions must be the same everywhere: they may move the last bits, or the meaning of a setting."""
@@ -32,7 +32,7 @@ class UnfitError(InputError):
 class Job:
     """What a worker has to know to extract any block of a lake. Small: it travels with every block."""
 
-    lake: Path
+    lake: LakePath
     fingerprint: str
     model: str
     gguf: str | None
@@ -91,12 +91,12 @@ def _examine(model: str, gguf: str | None, trust_remote_code: bool, device: str)
     return found
 
 
-async def sees(lake: Path, fingerprint: str) -> str | None:
+async def sees(lake: LakePath, fingerprint: str) -> str | None:
     """Return why this worker cannot write to the lake, or None."""
     return await asyncio.to_thread(_sees, lake, fingerprint)
 
 
-def _sees(lake: Path, fingerprint: str) -> str | None:
+def _sees(lake: LakePath, fingerprint: str) -> str | None:
     from neuronlake.store.plan_record import read_plan_record
 
     try:

@@ -1,7 +1,6 @@
 """Which engine runs the model, and one block through it."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import neuronlake.store.layout as layout
@@ -13,6 +12,7 @@ from neuronlake.extractor.settings import BATCH_TOKENS, ExtractSettings
 from neuronlake.extractor.source import ModelSource
 from neuronlake.store.errors import ActivationError, InputError
 from neuronlake.store.files import read_checked
+from neuronlake.store.objects import LakePath
 from neuronlake.store.plan_record import PlanRecord
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.tables import from_parquet
@@ -63,7 +63,7 @@ def open_vllm(spec: LakeSpec, source: ModelSource, shape: ModelShape, settings: 
 
 
 def extract_block(
-    root: Path,
+    root: LakePath,
     plan: PlanRecord,
     engine: Engine,
     block: int,
@@ -94,7 +94,7 @@ def extract_block(
     writer.submit(block, block_plan.rows, buffer, provenance)
 
 
-def _describe(root: Path, plan: PlanRecord, block: int, row: int) -> str:
+def _describe(root: LakePath, plan: PlanRecord, block: int, row: int) -> str:
     """Name a token for an error message."""
     rows = from_parquet(read_checked(root, plan.files[layout.table_path("plan", block)])).slice(row, 1).to_pylist()[0]
     sentences = from_parquet(read_checked(root, plan.files[layout.table_path("sentences", block)]))

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 from neuronlake.extractor.corpora.records import Corpus
 from neuronlake.extractor.engines import extract_block, open_engine
@@ -15,12 +14,13 @@ from neuronlake.store.errors import InputError
 from neuronlake.store.index import complete_index
 from neuronlake.store.lake import open_lake
 from neuronlake.store.lock import COMPLETING, BusyError, Patience, refuse_second_writer, writing
+from neuronlake.store.objects import LakeName, LakePath, lake_path
 from neuronlake.store.plan_record import PlanRecord
 from neuronlake.store.writer import BlockWriter
 
 
 def extract(
-    lake: str | Path,
+    lake: LakeName,
     corpus: Corpus,
     source: ModelSource,
     settings: ExtractSettings | None = None,
@@ -40,7 +40,7 @@ def extract(
     StorageError
         When the file system refuses. Committed blocks stay valid.
     """
-    root = Path(lake)
+    root = lake_path(lake)
     settings, observer = settings or ExtractSettings(), observer or Observer()
     refuse_second_writer(root, shared=True)
     prepared = prepare(corpus, source, settings)
@@ -55,7 +55,7 @@ def extract(
     return report_of(root, lake_.plan, [block for block in extracted if block not in overtaken], overtaken)
 
 
-def complete(root: Path) -> bool:
+def complete(root: LakePath) -> bool:
     """Complete the index, unless others are extracting: then the last of them does it.
 
     Returns
@@ -71,7 +71,7 @@ def complete(root: Path) -> bool:
     return True
 
 
-def report_of(root: Path, plan: PlanRecord, extracted: Sequence[int], overtaken: set[int]) -> ExtractReport:
+def report_of(root: LakePath, plan: PlanRecord, extracted: Sequence[int], overtaken: set[int]) -> ExtractReport:
     """Return the report of a run."""
     return ExtractReport(
         lake=root,
@@ -84,7 +84,7 @@ def report_of(root: Path, plan: PlanRecord, extracted: Sequence[int], overtaken:
     )
 
 
-def blocks_to_do(root: Path, plan: PlanRecord, settings: ExtractSettings) -> list[int]:
+def blocks_to_do(root: LakePath, plan: PlanRecord, settings: ExtractSettings) -> list[int]:
     """Return the blocks that the settings ask for and that are not committed, ascending."""
     first, last = settings.blocks or (0, plan.blocks)
     if first >= plan.blocks:
@@ -94,7 +94,7 @@ def blocks_to_do(root: Path, plan: PlanRecord, settings: ExtractSettings) -> lis
     return [block for block in range(first, min(last, plan.blocks)) if block % shards == place and block not in done]
 
 
-def start(root: Path, plan: PlanRecord, observer: Observer) -> None:
+def start(root: LakePath, plan: PlanRecord, observer: Observer) -> None:
     """Tell the observer how much there is to do."""
     tokens = plan.counts["tokens"] + plan.counts["special"]
     observer.start(tokens, sum(read_commit(root, block).rows for block in committed_blocks(root)))

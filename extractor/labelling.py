@@ -15,6 +15,7 @@ from neuronlake.store.errors import InputError
 from neuronlake.store.label_adding import LabelSettings, Progress, add_label_set, labelling, set_name
 from neuronlake.store.label_sets import LabelSet
 from neuronlake.store.lake import Lake
+from neuronlake.store.objects import LakeName, lake_path
 
 BATCH_SIZE = 64
 """Sentences that a pipeline gets at a time, of one block."""
@@ -48,7 +49,7 @@ class _Columns(dict[str, list[str | None]]):
 
 
 def label_with_spacy(
-    root: str | Path, pipeline: str, settings: LabelSettings | None = None, *, progress: Progress | None = None
+    root: LakeName, pipeline: str, settings: LabelSettings | None = None, *, progress: Progress | None = None
 ) -> LabelSet:
     """Run a spaCy pipeline over a lake's words and add what it says of them.
 
@@ -74,7 +75,7 @@ def label_with_spacy(
     StorageError
         When the file system refuses.
     """
-    root, settings = Path(root), settings or LabelSettings()
+    root, settings = lake_path(root), settings or LabelSettings()
     with labelling(root) as lake:
         loaded = load_pipeline(pipeline)
         name = set_name(lake, settings, loaded.facts["pipeline"])
@@ -84,7 +85,7 @@ def label_with_spacy(
 
 
 def label_with_conllu(
-    root: str | Path, corpus: ConlluCorpus, settings: LabelSettings | None = None, *, progress: Progress | None = None
+    root: LakeName, corpus: ConlluCorpus, settings: LabelSettings | None = None, *, progress: Progress | None = None
 ) -> LabelSet:
     """Add the labels of CoNLL-U files whose sentences and words are those of the lake, in order and form by form.
 
@@ -107,7 +108,7 @@ def label_with_conllu(
     StorageError
         When the file system refuses.
     """
-    root, settings = Path(root), settings or LabelSettings()
+    root, settings = lake_path(root), settings or LabelSettings()
     with labelling(root) as lake:
         source = corpus.identity()
         stem = Path(source["files"][0]["name"].removesuffix(".gz")).stem

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import neuronlake.store.tables as tables
 from neuronlake.extractor.corpora.records import Word
 from neuronlake.extractor.sequences import Sequence
 from neuronlake.store.files import FileRecord, write_file
+from neuronlake.store.objects import LakePath
 
 
 class PlanBuilder:
@@ -22,7 +22,7 @@ class PlanBuilder:
     A sequence never straddles two blocks: what does not fit opens the next one, and the rows left over are padding.
     """
 
-    def __init__(self, root: Path, *, block_rows: int):
+    def __init__(self, root: LakePath, *, block_rows: int):
         self._root = root
         self._block_rows = block_rows
         self._sequences: list[Sequence] = []

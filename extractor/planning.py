@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import neuronlake.store.layout as layout
 from neuronlake.extractor.corpora.audio import AudioCorpus
@@ -20,6 +19,7 @@ from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord
 from neuronlake.store.lock import PLANNING, Patience, writing
+from neuronlake.store.objects import LakePath
 from neuronlake.store.plan_record import PlanRecord, adopt_plan, plan_beside, publish_plan, read_plan_record
 from neuronlake.store.spec import LakeSpec
 
@@ -69,7 +69,7 @@ def prepare(corpus: Corpus, source: ModelSource, settings: ExtractSettings, *, d
 class Joined:
     """A planned lake to which this process may add blocks."""
 
-    root: Path
+    root: LakePath
     spec: LakeSpec
     """Of the lake: equal to what was asked for, but for the name that the model had when the lake was begun."""
     plan: PlanRecord
@@ -78,7 +78,7 @@ class Joined:
 
 
 @contextmanager
-def joined(root: Path, prepared: Prepared, patience: Patience, observer: Observer) -> Iterator[Joined]:
+def joined(root: LakePath, prepared: Prepared, patience: Patience, observer: Observer) -> Iterator[Joined]:
     """Plan the lake if nobody has, and hold it to add blocks to, beside others, for as long as the ``with`` block lasts.
 
     Of several processes that begin a lake at once one plans, and the others wait for it.
@@ -114,7 +114,7 @@ def joined(root: Path, prepared: Prepared, patience: Patience, observer: Observe
             return
 
 
-def _is_planned(root: Path) -> bool:
+def _is_planned(root: LakePath) -> bool:
     return (root / layout.PLAN_RECORD).exists()
 
 
@@ -163,7 +163,7 @@ def _dtype(settings: ExtractSettings, shape: ModelShape, device: str) -> str:
 
 
 def _plan(
-    root: Path,
+    root: LakePath,
     spec: LakeSpec,
     prepared: Prepared,
     observer: Observer,
@@ -183,7 +183,7 @@ def _plan(
 
 
 def _build_plan(
-    folder: Path,
+    folder: LakePath,
     spec: LakeSpec,
     prepared: Prepared,
     observer: Observer,

@@ -27,6 +27,7 @@ from neuronlake.store.create import create_lake
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import file_checksum
 from neuronlake.store.lake import Lake, open_lake
+from neuronlake.store.objects import LakeName, LakePath
 from neuronlake.store.plan_record import publish_plan
 from neuronlake.store.writer import BlockWriter
 
@@ -83,7 +84,7 @@ class BlockAudit:
 class AuditReport:
     """What `recompute` found."""
 
-    lake: Path
+    lake: LakePath
     seed: int
     """Of the choice of blocks."""
     blocks: tuple[BlockAudit, ...]
@@ -104,7 +105,7 @@ class AuditReport:
 
 
 def recompute(
-    lake: str | Path,
+    lake: LakeName,
     source: ModelSource,
     *,
     blocks: int,

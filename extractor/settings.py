@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from neuronlake.store.encodings import DEFAULT_ENCODING, get_encoding
 from neuronlake.store.errors import InputError
+from neuronlake.store.objects import LakePath
 from neuronlake.store.writer import Tap
 
 # Measured on two AVX2 cores with SmolLM2: 512 tokens keep a layer's activations in cache; a GPU wants full batches.
@@ -79,7 +79,7 @@ class Observer:
     """Before the first forward pass: tokens of the whole plan, tokens already committed."""
     advance: Callable[[int, int], None] = lambda tokens, bytes_written: None
     """After each batch: its tokens, and all bytes written so far."""
-    tap: Callable[[Path], Tap | None] = lambda lake: None
+    tap: Callable[[LakePath], Tap | None] = lambda lake: None
     """Once the plan is published, if there are blocks to extract: may return a function that gets every stored chunk."""
 
 
@@ -87,7 +87,7 @@ class Observer:
 class ExtractReport:
     """What a run did."""
 
-    lake: Path
+    lake: LakePath
     blocks: int
     """Blocks of the plan."""
     extracted: tuple[int, ...]

@@ -15,6 +15,7 @@ from neuronlake.extractor.vocabulary import read_vocabulary
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.layout import DEFAULT_SITE
+from neuronlake.store.objects import LakeName, LakePath
 from neuronlake.store.weights import EMBEDDINGS, VECTORS, Weights, find_weights, keep_weights, neuron_arrays
 
 MAX_EMBEDDING_BYTES = 1 << 30  # 1 GiB as float16: 128,256 tokens of 4,096 dimensions
@@ -26,7 +27,7 @@ _NOT_TEXT = "\N{REPLACEMENT CHARACTER}"
 class WeightsReport:
     """What `store_weights` did."""
 
-    lake: Path
+    lake: LakePath
     weights: Weights
     made: bool
     """Whether they were made now; otherwise they were there."""
@@ -43,7 +44,7 @@ class WeightsReport:
 
 
 def store_weights(
-    lake: str | Path,
+    lake: LakeName,
     source: ModelSource,
     *,
     say: Callable[[str], None] = lambda message: None,

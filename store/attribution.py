@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import FileRecord, read_checked, storage_error, sync_folder, write_plain
 from neuronlake.store.kept import ATTRIBUTION, discard, kept_record, kept_results, publish, staging
+from neuronlake.store.objects import LakePath
 from neuronlake.store.sharded import ShardedArray, write_sharded
 from neuronlake.store.tables import to_parquet
 
@@ -66,7 +66,7 @@ class Attribution:
     Reading raises DamageError where a file is not what was written.
     """
 
-    root: Path
+    root: LakePath
     name: str
     record: Mapping[str, Any] = field(repr=False)
 
@@ -107,7 +107,7 @@ class Attribution:
         return np.stack([array.read_part(place) for place in range(array.shape[0])])
 
     @property
-    def _folder(self) -> Path:
+    def _folder(self) -> LakePath:
         return self.root / ATTRIBUTION / self.name
 
 
@@ -118,7 +118,7 @@ def attribution_name(key: Mapping[str, Any]) -> str:
     return f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def find_attributions(root: Path) -> list[Attribution]:
+def find_attributions(root: LakePath) -> list[Attribution]:
     """Return the finished results of a lake, sorted by name; their arrays are read later.
 
     Raises
@@ -137,7 +137,7 @@ def find_attributions(root: Path) -> list[Attribution]:
     return found
 
 
-def find_attribution(root: Path, key: Mapping[str, Any]) -> Attribution | None:
+def find_attribution(root: LakePath, key: Mapping[str, Any]) -> Attribution | None:
     """Return the finished result with that key, if it is there and whole."""
     name = attribution_name(key)
     if name not in kept_results(root, kept=ATTRIBUTION):
@@ -146,7 +146,7 @@ def find_attribution(root: Path, key: Mapping[str, Any]) -> Attribution | None:
     return found if found is not None and found.key == dict(key) else None
 
 
-def find_begun(root: Path, key: Mapping[str, Any], provenance: Mapping[str, Any]) -> Attribution | None:
+def find_begun(root: LakePath, key: Mapping[str, Any], provenance: Mapping[str, Any]) -> Attribution | None:
     """Return what an interrupted pass left that has the same key and was computed in the same way, if it is whole."""
     prefix = f"{attribution_name(key)}-at-"
     for name in sorted((each for each in kept_results(root, kept=ATTRIBUTION) if each.startswith(prefix)), reverse=True):
@@ -157,7 +157,7 @@ def find_begun(root: Path, key: Mapping[str, Any], provenance: Mapping[str, Any]
 
 
 def keep_attribution(
-    root: Path, key: Mapping[str, Any], record: Mapping[str, Any], tally: Tally, targets: pa.Table, *, finished: bool
+    root: LakePath, key: Mapping[str, Any], record: Mapping[str, Any], tally: Tally, targets: pa.Table, *, finished: bool
 ) -> Attribution:
     """Write a result and make it last; it replaces what the same pass kept before.
 
@@ -209,7 +209,7 @@ def keep_attribution(
     return Attribution(root=root, name=name, record=kept_record(root, name, kept=ATTRIBUTION))
 
 
-def _whole(root: Path, name: str) -> Attribution | None:
+def _whole(root: LakePath, name: str) -> Attribution | None:
     try:
         record = kept_record(root, name, kept=ATTRIBUTION, full=True)
     except DamageError:  # computed again

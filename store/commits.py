@@ -1,9 +1,9 @@
 """Commit records: a block exists when its record does."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import neuronlake.store.layout as layout
@@ -20,7 +20,8 @@ from neuronlake.store.files import (
     unseal,
     write_file,
 )
-from neuronlake.store.objects import LakePath
+from neuronlake.store.objects import LakePath, ObjectPath
+from neuronlake.store.parallel import map_waiting
 
 _COMMITS = "commits"
 _COMMIT_NAME = re.compile(r"block-(\d{6,})\.json")
@@ -39,7 +40,7 @@ class Commit:
     files: tuple[FileRecord, ...]
 
 
-def write_commit(root: Path, commit: Commit) -> bool:
+def write_commit(root: LakePath, commit: Commit) -> bool:
     """Publish a block whose files, and the folders that hold them, are already in place and synced.
 
     When this returns, the block survives a power cut, the plan it belongs to included. A record that another process has
@@ -75,12 +76,17 @@ def write_commit(root: Path, commit: Commit) -> bool:
     resting = {str(PurePosixPath(file.path).parent) for file in commit.files}
     sync_folder((root / layout.PLAN_RECORD).parent)
     sync_ancestors(root, sorted({*resting, _COMMITS}))
-    write_file(root, path, [seal(record)])
+    try:
+        write_file(root, path, [seal(record)], new=True)
+    except FileExistsError:  # somebody else was faster, just now
+        if not _overtakes(root, commit):
+            return read_commit(root, commit.block).files == commit.files
+        write_file(root, path, [seal(record)])
     sync_folder(folder)
     return True
 
 
-def _overtakes(root: Path, commit: Commit) -> bool:
+def _overtakes(root: LakePath, commit: Commit) -> bool:
     """Whether a block that another process has committed meanwhile is to have this record instead.
 
     Both have put all their files in place by now, each file at once. Mostly they are the same; if not, they are compared.
@@ -109,7 +115,7 @@ def _overtakes(root: Path, commit: Commit) -> bool:
     )
 
 
-def settle_commits(root: Path) -> None:
+def settle_commits(root: LakePath) -> None:
     """Make the commit records that are there last.
 
     A process that was killed, or refused by the file system, between renaming a record and syncing its folder leaves a
@@ -120,13 +126,15 @@ def settle_commits(root: Path) -> None:
     StorageError
         When the file system refuses.
     """
+    if isinstance(root, ObjectPath):
+        return
     if (root / _COMMITS).is_dir():
         sync_folder(root / _COMMITS)
         sync_folder((root / layout.PLAN_RECORD).parent)
         sync_ancestors(root, [_COMMITS])
 
 
-def commit_checksum(root: Path, block: int) -> str:
+def commit_checksum(root: LakePath, block: int) -> str:
     """Checksum of a committed block's record, which holds those of its files: what a result of the block is tied to."""
     return file_checksum(root / layout.commit_path(block))[1]
 
@@ -136,7 +144,22 @@ def is_committed(root: LakePath, block: int) -> bool:
     return (root / layout.commit_path(block)).exists()
 
 
-def committed_blocks(root: Path) -> tuple[int, ...]:
+def commit_checksums(root: LakePath, blocks: Iterable[int]) -> dict[int, str]:
+    """Block → `commit_checksum`; several are asked of an object store at once."""
+    blocks = list(blocks)
+    if isinstance(root, ObjectPath):
+        return dict(zip(blocks, map_waiting(lambda block: commit_checksum(root, block), blocks), strict=True))
+    return {block: commit_checksum(root, block) for block in blocks}
+
+
+def read_commits(root: LakePath, blocks: Iterable[int]) -> tuple[Commit, ...]:
+    """Read several records, likewise; errors as of `read_commit`."""
+    if isinstance(root, ObjectPath):
+        return tuple(map_waiting(lambda block: read_commit(root, block), blocks))
+    return tuple(read_commit(root, block) for block in blocks)
+
+
+def committed_blocks(root: LakePath) -> tuple[int, ...]:
     """List the committed blocks, ascending, from one look at the folder.
 
     Raises
@@ -155,7 +178,7 @@ def committed_blocks(root: Path) -> tuple[int, ...]:
     return tuple(sorted(int(match[1]) for match in names if match))
 
 
-def read_commit(root: Path, block: int) -> Commit:
+def read_commit(root: LakePath, block: int) -> Commit:
     """Read one record.
 
     Raises

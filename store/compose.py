@@ -12,7 +12,8 @@ Examples
 >>> from neuronlake.store.compose import write_tables
 >>> from neuronlake.store.compose_plan import ComposedPlan
 >>> from neuronlake.store.compose_tokens import token_columns
->>> from neuronlake.store.plan_record import publish_plan
+>>> from neuronlake.store.objects import LakeName, LakePath, lake_path
+from neuronlake.store.plan_record import publish_plan
 >>> tokens = {"form": ["to", "be", "or", "not", "to", "be"], "sentence": [0, 0, 1, 1, 1, 1]}
 >>> spec = LakeSpec(
 ...     model={"name": "mine", "sha256": "of the weights", "architecture": "none"},
@@ -40,10 +41,8 @@ Examples
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -61,6 +60,7 @@ from neuronlake.store.files import FileRecord, write_file
 from neuronlake.store.index import complete_index
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
+from neuronlake.store.objects import LakeName, LakePath, lake_path
 from neuronlake.store.plan_record import PlanRecord, adopt_plan, plan_beside, publish_plan, read_plan_record
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.writer import BlockWriter
@@ -98,7 +98,7 @@ class LayerOf:
 
 
 def write_lake(
-    path: str | os.PathLike[str],
+    path: LakeName,
     activations: Any,
     *,
     tokens: Any = None,
@@ -187,7 +187,7 @@ def write_lake(
     dtypes = source.dtypes()
     spec = _spec(source, dtypes, columns, name, encoding, site, block_rows, identity)
     plan = ComposedPlan(columns, block_rows=block_rows, name=name)
-    root = Path(path)
+    root = lake_path(path)
     with writing(root):
         root_record = create_lake(root, spec)
         spec = read_spec(root)  # equal, but for the name that the source had when the lake was begun
@@ -314,7 +314,7 @@ def _spec(
     )
 
 
-def _ensure_plan(root: Path, spec: LakeSpec, plan: ComposedPlan, root_record: FileRecord) -> None:
+def _ensure_plan(root: LakePath, spec: LakeSpec, plan: ComposedPlan, root_record: FileRecord) -> None:
     """Publish the plan, unless that was done before; after a repair only if it is the plan of the committed blocks."""
     found = read_plan_record(root)
     if found is None and unfinished(root):
@@ -329,7 +329,7 @@ def _ensure_plan(root: Path, spec: LakeSpec, plan: ComposedPlan, root_record: Fi
         )
 
 
-def write_tables(folder: Path, spec: LakeSpec, plan: ComposedPlan, root_record: FileRecord) -> PlanRecord:
+def write_tables(folder: LakePath, spec: LakeSpec, plan: ComposedPlan, root_record: FileRecord) -> PlanRecord:
     """Write the tables of every block into a folder; return the record that `publish_plan` takes."""
     files = {root_record.path: root_record}
     for block in range(plan.blocks):
@@ -347,7 +347,7 @@ def write_tables(folder: Path, spec: LakeSpec, plan: ComposedPlan, root_record: 
 
 
 def _write_blocks(
-    root: Path, spec: LakeSpec, plan: ComposedPlan, source: _Source, progress: Callable[[int, int], None]
+    root: LakePath, spec: LakeSpec, plan: ComposedPlan, source: _Source, progress: Callable[[int, int], None]
 ) -> None:
     done = set(committed_blocks(root))
     site = spec.sites[0]

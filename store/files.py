@@ -1,4 +1,4 @@
-"""Durable files: written under a temporary name, synced, renamed, and their folder synced too."""
+"""Durable files: written under a temporary name, synced, renamed, and their folder synced too; objects are put at once."""
 
 import contextlib
 import errno
@@ -17,6 +17,7 @@ import xxhash
 
 from neuronlake.store.direct import DirectFile
 from neuronlake.store.errors import DamageError, StorageError
+from neuronlake.store.objects import LakePath, ObjectPath
 
 _TEMPORARY = ".tmp"
 _ours: set[str] = set()  # names of the temporary files that this process is writing now
@@ -87,17 +88,45 @@ class StagedFile:
             raise
 
 
-def write_file(root: Path, path: str, parts: Iterable[bytes]) -> FileRecord:
+class StagedObject:
+    """As `StagedFile`, of an object: its parts wait in memory, and `publish` puts them by one request."""
+
+    def __init__(self, root: ObjectPath, path: str, parts: Iterable[bytes], *, new: bool = False):
+        self._target, self._new = root / path, new
+        self._data = b"".join(parts)
+        self._record = FileRecord(path=path, bytes=len(self._data), xxh3=xxhash.xxh3_64_hexdigest(self._data))
+
+    def publish(self) -> FileRecord:
+        """Put the object; FileExistsError if it is to be new, and there is one with other bytes."""
+        self._target.write_bytes(self._data, new=self._new)
+        self._data = b""
+        return self._record
+
+
+def stage(root: LakePath, path: str, parts: Iterable[bytes], *, new: bool = False) -> StagedFile | StagedObject:
+    """Stage a file or an object.
+
+    Parameters
+    ----------
+    new
+        An object with other bytes must not be replaced. (The lock keeps others from a folder's files.)
+    """
+    return StagedFile(root, path, parts) if isinstance(root, Path) else StagedObject(root, path, parts, new=new)
+
+
+def write_file(root: LakePath, path: str, parts: Iterable[bytes], *, new: bool = False) -> FileRecord:
     """Write `parts` to ``root/path`` so that the file is either absent or whole, whatever happens meanwhile.
 
     The caller syncs the folder (`sync_folder`) once all files of a step are there.
 
     Raises
     ------
+    FileExistsError
+        With `new`, when there is an object with other bytes.
     StorageError
-        When the file system refuses; the temporary file is removed.
+        When the file system or the store refuses; the temporary file is removed.
     """
-    return StagedFile(root, path, parts).publish()
+    return stage(root, path, parts, new=new).publish()
 
 
 def write_plain(path: Path, parts: Iterable[bytes], *, sync: bool = False) -> None:
@@ -120,8 +149,8 @@ def write_plain(path: Path, parts: Iterable[bytes], *, sync: bool = False) -> No
         os.close(file)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, so that it survives a power cut.
+def make_folder(folder: LakePath) -> None:
+    """Make a folder, and those above it that are missing, so that it survives a power cut. Object stores have none.
 
     A folder that exists already is taken to be safe: `sync_ancestors` makes sure of those that a killed process made.
 
@@ -130,6 +159,8 @@ def make_folder(folder: Path) -> None:
     OSError
         When the file system refuses, or a file stands in the way.
     """
+    if isinstance(folder, ObjectPath):
+        return
     try:
         folder.mkdir()
     except FileExistsError:
@@ -142,20 +173,27 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the entries of `folder` survive a power cut: renamed files, new folders. Their content is synced apart."""
+def sync_folder(folder: LakePath) -> None:
+    """Make the entries of `folder` survive a power cut: renamed files, new folders. Their content is synced apart.
+
+    What an object store has confirmed lasts already.
+    """
+    if isinstance(folder, ObjectPath):
+        return
     try:
         _sync_folder(folder)
     except OSError as error:
         raise storage_error(error, folder, "sync") from error
 
 
-def sync_ancestors(root: Path, folders: Iterable[str]) -> None:
+def sync_ancestors(root: LakePath, folders: Iterable[str]) -> None:
     """Sync every folder above `folders` (relative to the lake), up to the one that holds the lake.
 
     A file is found after a power cut only if the folder entries on the way to it were synced too, and whoever made one of
     these folders may have been killed before it came to that.
     """
+    if isinstance(root, ObjectPath):
+        return
     above = {ancestor for folder in folders for ancestor in (root / folder).parents if ancestor.is_relative_to(root)}
     for ancestor in sorted(above):
         sync_folder(ancestor)
@@ -168,9 +206,11 @@ def sync_ancestors(root: Path, folders: Iterable[str]) -> None:
             raise storage_error(error, holder, "sync") from error
 
 
-def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
-    """Turn an OSError into one line that says what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def storage_error(error: OSError, path: LakePath, verb: str) -> StorageError:
+    """Turn an OSError into one line that says what to do; one that is a StorageError already says it."""
+    if isinstance(error, StorageError):
+        return error
+    if isinstance(path, Path) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(_existing_parent(path)).free
             return StorageError(
@@ -181,12 +221,14 @@ def storage_error(error: OSError, path: Path, verb: str) -> StorageError:
     return StorageError(f"could not {verb} {path}: {reason}; committed blocks are safe, run the same command again")
 
 
-def read_error(error: OSError, path: Path) -> StorageError:
-    """Turn an OSError of reading into one line."""
+def read_error(error: OSError, path: LakePath) -> StorageError:
+    """Turn an OSError of reading into one line; one that is a StorageError already is one."""
+    if isinstance(error, StorageError):
+        return error
     return StorageError(f"could not read {path}: {error.strerror or error}; nothing was changed")
 
 
-def file_checksum(path: Path) -> tuple[int, str]:
+def file_checksum(path: LakePath) -> tuple[int, str]:
     """Return size in bytes and XXH3-64 (sixteen hexadecimal digits) of a file, read in pieces."""
     size, checksum = 0, xxhash.xxh3_64()
     with path.open("rb") as file:
@@ -196,8 +238,8 @@ def file_checksum(path: Path) -> tuple[int, str]:
     return size, checksum.hexdigest()
 
 
-def read_checked(root: Path, record: FileRecord) -> bytes:
-    """Return a small file's bytes after comparing them with their record.
+def read_checked(root: LakePath, record: FileRecord) -> bytes:
+    """Return a small file's bytes after comparing them with their record; an object that differs is read once more.
 
     Raises
     ------
@@ -206,15 +248,36 @@ def read_checked(root: Path, record: FileRecord) -> bytes:
     StorageError
         When the file system refuses.
     """
-    try:
-        data = (root / record.path).read_bytes()
-    except FileNotFoundError:
-        raise DamageError(f"{root / record.path} is missing; run `neuronlake verify` to list the damage") from None
-    except OSError as error:
-        raise read_error(error, root / record.path) from error
-    if len(data) != record.bytes or xxhash.xxh3_64_hexdigest(data) != record.xxh3:
-        raise DamageError(f"{root / record.path} does not match its checksum; run `neuronlake verify --full`")
-    return data
+    for _ in range(1 if isinstance(root, Path) else 2):  # what a network spoils may come right the second time
+        try:
+            data = (root / record.path).read_bytes()
+        except FileNotFoundError:
+            raise DamageError(f"{root / record.path} is missing; run `neuronlake verify` to list the damage") from None
+        except OSError as error:
+            raise read_error(error, root / record.path) from error
+        if len(data) == record.bytes and xxhash.xxh3_64_hexdigest(data) == record.xxh3:
+            return data
+    raise DamageError(f"{root / record.path} does not match its checksum; run `neuronlake verify --full`")
+
+
+def sizes_below(folder: LakePath) -> dict[str, int]:
+    """Path below the folder → size in bytes, of every file; from one listing of an object store."""
+    if isinstance(folder, ObjectPath):
+        return {path.relative_to(folder).as_posix(): size for path, size in folder.sizes().items()}
+    found = {}
+    for path in files_below(folder):
+        with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return found
+
+
+def remove_folder(folder: LakePath) -> None:
+    """Remove a folder with everything in it, as far as that can be done now."""
+    if isinstance(folder, Path):
+        return shutil.rmtree(folder, ignore_errors=True)
+    for path in folder.sizes():
+        path.unlink()
+    return None
 
 
 def seal(record: dict[str, Any]) -> bytes:
@@ -264,8 +327,13 @@ def files_below(root: Path) -> Iterator[Path]:
             yield Path(folder, name)
 
 
-def stale_temporaries(root: Path) -> Iterator[Path]:
-    """Yield temporary files left by processes of this host that no longer run, or by this one when it failed before."""
+def stale_temporaries(root: LakePath) -> Iterator[Path]:
+    """Yield temporary files left by processes of this host that no longer run, or by this one when it failed before.
+
+    Object stores have none: nothing is written there under another name.
+    """
+    if isinstance(root, ObjectPath):
+        return
     for path in everything_below(root):
         if not (path.name.startswith(".") and path.name.endswith(_TEMPORARY)):
             continue

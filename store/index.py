@@ -12,20 +12,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
-from neuronlake.store.commits import commit_checksum
+from neuronlake.store.commits import commit_checksum, commit_checksums
 from neuronlake.store.errors import DamageError
 from neuronlake.store.files import read_checked
 from neuronlake.store.index_build import EXTREMES, STRONGEST, BlockIndex, BlockIndexer
 from neuronlake.store.index_kernels import NOBODY
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging
 from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish
+from neuronlake.store.objects import LakePath
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.sharded import ShardedArray, write_sharded
 from neuronlake.store.tables import from_parquet
@@ -58,7 +58,7 @@ class Segment(OfBlocks):
         return {name: ShardedArray(self.folder / name) for name in (*_PER_NEURON, *_PER_TOKEN)}
 
 
-def segments(root: Path, site: str, checksums: Mapping[int, str]) -> list[Segment]:
+def segments(root: LakePath, site: str, checksums: Mapping[int, str]) -> list[Segment]:
     """Return segments of a site that fit the committed blocks and do not overlap, those that cover most first.
 
     Parameters
@@ -75,7 +75,7 @@ def segments(root: Path, site: str, checksums: Mapping[int, str]) -> list[Segmen
     return chosen
 
 
-def keep_block(root: Path, site: str, block: int, found: BlockIndex) -> None:
+def keep_block(root: LakePath, site: str, block: int, found: BlockIndex) -> None:
     """Write the index of a block that has just been committed, as a segment of its own, in this thread.
 
     Raises
@@ -94,7 +94,7 @@ def keep_block(root: Path, site: str, block: int, found: BlockIndex) -> None:
         publish(folder, name, record, sync=True)
 
 
-def merge(root: Path, parts: Sequence[Segment], *, threads: int | None = None) -> None:
+def merge(root: LakePath, parts: Sequence[Segment], *, threads: int | None = None) -> None:
     """Put segments of one site together into one, and remove them.
 
     Raises
@@ -138,7 +138,7 @@ def merge(root: Path, parts: Sequence[Segment], *, threads: int | None = None) -
             discard(root, part.name, kept=INDEX)
 
 
-def merge_many(root: Path, site: str, checksums: Mapping[int, str]) -> None:
+def merge_many(root: LakePath, site: str, checksums: Mapping[int, str]) -> None:
     """Merge the segments of one block each, if they have become many: a query opens every segment.
 
     One that is damaged stays as it is, for `complete_index`: an extraction does not end for it.
@@ -166,7 +166,7 @@ def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambd
     StorageError
         When the file system refuses.
     """
-    checksums = {block: commit_checksum(lake.path, block) for block in lake.blocks}
+    checksums = commit_checksums(lake.path, lake.blocks)
     missing: set[int] = set()
     for site in lake.sites:
         covered = {block for segment in segments(lake.path, site, checksums) for block in segment.blocks}
@@ -193,7 +193,7 @@ def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambd
     return len(missing)
 
 
-def _is_obsolete(root: Path, name: str, covered: set[int]) -> bool:
+def _is_obsolete(root: LakePath, name: str, covered: set[int]) -> bool:
     """Whether a segment that was not chosen is damaged, of blocks that have changed, or of blocks covered otherwise."""
     try:
         record = kept_record(root, name, kept=INDEX)
@@ -212,7 +212,7 @@ def index_block(lake: "Lake", block: int) -> dict[str, BlockIndex]:
     def add(where: tuple[str, int]) -> None:
         site, layer = where
         out, reader = buffers.mine(), lake.at(site).reader
-        with reader.shard(layer, block) as shard:
+        with reader.shard(layer, block, reader.fetch(layer, block, range(reader.chunks))) as shard:
             for chunk in range(reader.chunks):
                 shard.patterns(chunk, out)
                 indexer.add(site, layer, chunk, out)
@@ -222,7 +222,7 @@ def index_block(lake: "Lake", block: int) -> dict[str, BlockIndex]:
     return indexer.finish()
 
 
-def block_flags(root: Path, record: Any) -> NDArray[np.uint8]:
+def block_flags(root: LakePath, record: Any) -> NDArray[np.uint8]:
     """Flags of a block's rows, from its checked plan table: uint8 (block rows,)."""
     flags: NDArray[np.uint8] = from_parquet(read_checked(root, record), ["flags"]).column("flags").to_numpy()
     return flags
@@ -235,9 +235,9 @@ class LakeIndex:
     threads.
     """
 
-    def __init__(self, root: Path, site: str, blocks: Sequence[int]):
+    def __init__(self, root: LakePath, site: str, blocks: Sequence[int]):
         self._root, self._site = root, site
-        self._checksums = {block: commit_checksum(root, block) for block in blocks}
+        self._checksums = commit_checksums(root, blocks)
         self.segments = segments(root, site, self._checksums)
 
     @cached_property

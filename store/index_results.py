@@ -10,18 +10,19 @@ from neuronlake.store.commits import commit_checksum
 from neuronlake.store.errors import DamageError
 from neuronlake.store.files import storage_error
 from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish, staging
+from neuronlake.store.objects import LakePath
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfBlocks:
     """A result of some blocks of one site, opened."""
 
-    root: Path
+    root: LakePath
     name: str
     record: Mapping[str, Any] = field(repr=False)
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> LakePath:
         """Where it lies."""
         return self.root / INDEX / self.name
 
@@ -35,7 +36,14 @@ _Kind = TypeVar("_Kind", bound=OfBlocks)
 
 
 def fitting(
-    kind: type[_Kind], root: Path, prefix: str, site: str, checksums: Mapping[int, str], *, version: int, full: bool = False
+    kind: type[_Kind],
+    root: LakePath,
+    prefix: str,
+    site: str,
+    checksums: Mapping[int, str],
+    *,
+    version: int,
+    full: bool = False,
 ) -> list[_Kind]:
     """Return the results of a kind that fit the committed blocks, those that cover most first.
 
@@ -63,7 +71,7 @@ def fitting(
 
 
 @contextmanager
-def index_staging(root: Path, name: str) -> Iterator[Path]:
+def index_staging(root: LakePath, name: str) -> Iterator[Path]:
     """As `kept.staging`, for the index; what the file system refuses becomes a StorageError."""
     with staging(root, name, kept=INDEX) as folder:
         try:
@@ -72,7 +80,9 @@ def index_staging(root: Path, name: str) -> Iterator[Path]:
             raise storage_error(error, folder, "write") from error
 
 
-def publish_instead(root: Path, folder: Path, name: str, record: dict[str, Any], prefix: str, *, sync: bool = False) -> None:
+def publish_instead(
+    root: LakePath, folder: Path, name: str, record: dict[str, Any], prefix: str, *, sync: bool = False
+) -> None:
     """Publish a staged result and remove those whose names begin alike: it covers what they do.
 
     If another process has published one meanwhile that covers more, that one stays instead.
@@ -89,7 +99,7 @@ def publish_instead(root: Path, folder: Path, name: str, record: dict[str, Any],
             discard(root, name if _covers_more(root, other, record["blocks"]) else other, kept=INDEX)
 
 
-def _covers_more(root: Path, name: str, blocks: Mapping[str, str]) -> bool:
+def _covers_more(root: LakePath, name: str, blocks: Mapping[str, str]) -> bool:
     """Whether a result is whole, of blocks that are all unchanged, and of more than these."""
     try:
         others = kept_record(root, name, kept=INDEX)["blocks"]

@@ -28,6 +28,7 @@ from neuronlake.store.label_sets import (
 )
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.lock import writing
+from neuronlake.store.objects import LakePath
 
 Progress = Callable[[int, int], None]
 """Called with (words or rows done, all)."""
@@ -66,7 +67,7 @@ class LabelSettings:
 
 
 @contextmanager
-def labelling(root: Path) -> Iterator[Lake]:
+def labelling(root: LakePath) -> Iterator[Lake]:
     """Be the lake's only writer and give the lake; what a killed run left of a label set is removed."""
     open_lake(root)  # its errors first: taking the lock makes the folder
     with writing(root):
@@ -218,13 +219,15 @@ class ColumnNames:
 
 
 @contextmanager
-def _staged(root: Path, name: str) -> Iterator[Path]:
+def _staged(root: LakePath, name: str) -> Iterator[Path]:
     try:
         with staging(root, name, kept=LABELS) as folder:
             yield folder
     finally:
-        with suppress(OSError):  # nothing was added, and there is nothing else in it
-            (root / LABELS).rmdir()
+        above = root / LABELS
+        if isinstance(above, Path):
+            with suppress(OSError):  # nothing was added, and there is nothing else in it
+                above.rmdir()
 
 
 def _write(path: Path, data: bytes) -> None:

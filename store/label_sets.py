@@ -19,6 +19,7 @@ from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import FileRecord, read_checked, read_error, unseal
 from neuronlake.store.kept import RECORD, discard, kept_record, kept_results
 from neuronlake.store.lock import writing
+from neuronlake.store.objects import LakePath
 from neuronlake.store.plan_record import PlanRecord
 from neuronlake.store.tables import LABEL_TYPE, column_or_null, from_parquet
 
@@ -48,7 +49,7 @@ UNITS = {
 class LabelSet:
     """One label set of a lake."""
 
-    root: Path
+    root: LakePath
     """The lake."""
     name: str
     identity: str
@@ -56,7 +57,7 @@ class LabelSet:
     record: Mapping[str, Any] = field(repr=False)
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> LakePath:
         """Where it lies."""
         return self.root / LABELS / self.name
 
@@ -127,7 +128,7 @@ def label_file(block: int) -> str:
     return f"block-{block:06d}.parquet"
 
 
-def label_set_names(root: Path) -> list[str]:
+def label_set_names(root: LakePath) -> list[str]:
     """Names of the label sets of a lake, damaged ones included, sorted; folders of somebody else's are none.
 
     Raises
@@ -138,14 +139,14 @@ def label_set_names(root: Path) -> list[str]:
     return [name for name in kept_results(root, kept=LABELS) if is_label_set(root / LABELS / name)]
 
 
-def is_label_set(folder: Path) -> bool:
+def is_label_set(folder: LakePath) -> bool:
     """Whether a folder below `LABELS` is ours: it has a record or a table, whatever state they are in."""
-    with suppress(OSError):
+    with suppress(NotADirectoryError, FileNotFoundError, PermissionError):
         return any(entry.name == RECORD or _TABLE.fullmatch(entry.name) for entry in folder.iterdir())
     return True  # it is judged when it is read
 
 
-def read_label_sets(root: Path, plan: PlanRecord) -> tuple[LabelSet, ...]:
+def read_label_sets(root: LakePath, plan: PlanRecord) -> tuple[LabelSet, ...]:
     """Read the records of all label sets of a lake, sorted by name.
 
     Raises
@@ -173,7 +174,7 @@ def read_label_sets(root: Path, plan: PlanRecord) -> tuple[LabelSet, ...]:
     return tuple(found)
 
 
-def examine_label_set(root: Path, name: str, plan: PlanRecord | None, *, full: bool) -> dict[str, Any]:
+def examine_label_set(root: LakePath, name: str, plan: PlanRecord | None, *, full: bool) -> dict[str, Any]:
     """Check a label set's record, the sizes of its tables and, with `full`, every byte; return the record.
 
     Raises
@@ -187,7 +188,7 @@ def examine_label_set(root: Path, name: str, plan: PlanRecord | None, *, full: b
     return record
 
 
-def check_plan(root: Path, plan: PlanRecord, record: Mapping[str, Any], what: str) -> None:
+def check_plan(root: LakePath, plan: PlanRecord, record: Mapping[str, Any], what: str) -> None:
     """Raise DamageError unless a label set's record is of this plan: its lake, its blocks, its words or rows."""
     try:
         unit = UNITS[record["of"]]
@@ -221,7 +222,7 @@ def content_digest(table: pa.Table, unit: Unit) -> str:
     return digest.hexdigest()
 
 
-def remove_label_set(root: Path, name: str) -> str | None:
+def remove_label_set(root: LakePath, name: str) -> str | None:
     """Remove a label set, a damaged one too, and return its identity; None if its record cannot be read.
 
     Raises
@@ -240,18 +241,20 @@ def remove_label_set(root: Path, name: str) -> str | None:
     return identity
 
 
-def discard_label_set(root: Path, name: str) -> None:
+def discard_label_set(root: LakePath, name: str) -> None:
     """Remove a label set; the caller holds the lake's lock."""
     discard(root, name, kept=LABELS, sync=True)
-    with suppress(OSError):  # the last one is gone
-        (root / LABELS).rmdir()
+    folder = root / LABELS
+    if isinstance(folder, Path):
+        with suppress(OSError):  # the last one is gone
+            folder.rmdir()
 
 
-def _identity(folder: Path) -> str | None:
+def _identity(folder: LakePath) -> str | None:
     with suppress(OSError):
         return xxhash.xxh3_64_hexdigest((folder / RECORD).read_bytes())
     return None
 
 
-def _advice(root: Path, name: str) -> str:
+def _advice(root: LakePath, name: str) -> str:
     return f"`neuronlake label {root} --remove {name}` removes these labels, `neuronlake verify {root} --repair` too"

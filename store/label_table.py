@@ -23,13 +23,14 @@ from neuronlake.store.label_adding import (
 )
 from neuronlake.store.label_sets import UNITS, LabelSet
 from neuronlake.store.lake import Lake
+from neuronlake.store.objects import LakeName, lake_path
 from neuronlake.store.tables import PADDING
 
 _FORM = "form"
 
 
 def label_from_table(
-    root: str | Path,
+    root: LakeName,
     table: str | Path | pa.Table,
     settings: LabelSettings | None = None,
     *,
@@ -61,7 +62,7 @@ def label_from_table(
     StorageError
         When the file system refuses.
     """
-    root, settings = Path(root), settings or LabelSettings()
+    root, settings = lake_path(root), settings or LabelSettings()
     path = None if isinstance(table, pa.Table) else Path(table)
     with labelling(root) as lake:
         name = set_name(lake, settings, "table" if path is None else path.stem)

@@ -1,10 +1,8 @@
 """Open a lake and read from it. Uncommitted blocks are absent: they are never read as fill values."""
 
-import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,13 +11,14 @@ from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
 import neuronlake.store.tables as tables
-from neuronlake.store.commits import Commit, committed_blocks, read_commit
+from neuronlake.store.commits import Commit, committed_blocks, read_commits
 from neuronlake.store.create import read_spec
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import read_checked
+from neuronlake.store.objects import LakeName, LakePath, ObjectPath, lake_path
 from neuronlake.store.parallel import map_ordered, usable_cpus
 from neuronlake.store.plan_record import PlanRecord, read_plan_record
-from neuronlake.store.reader import Cache, ShardReader
+from neuronlake.store.reader import Cache, Fetched, ShardReader
 from neuronlake.store.scan import Tile, scan
 from neuronlake.store.selection import grouped, normalise_neurons, normalise_rows
 
@@ -36,7 +35,7 @@ _TASKS_PER_THREAD = 4
 _REMEMBERED = 128  # blocks: 60 MB at 8,192 rows
 
 
-def open_lake(path: str | os.PathLike[str]) -> "Lake":
+def open_lake(path: LakeName) -> "Lake":
     """Open a lake for reading.
 
     The committed blocks are listed once, here: blocks that a running extraction commits later are seen by the next
@@ -49,7 +48,7 @@ def open_lake(path: str | os.PathLike[str]) -> "Lake":
     DamageError
         When its records do not match their checksums.
     """
-    root = Path(path)
+    root = lake_path(path)
     spec = read_spec(root)
     plan = read_plan_record(root)
     if plan is None:
@@ -65,7 +64,7 @@ class Lake:
     Methods that take a `site` read that one; None is the site that the lake is at.
     """
 
-    def __init__(self, root: Path, spec: Any, plan: PlanRecord, blocks: tuple[int, ...], site: str | None = None):
+    def __init__(self, root: LakePath, spec: Any, plan: PlanRecord, blocks: tuple[int, ...], site: str | None = None):
         self.path = root
         self.site = str(spec.sites[0]) if site is None else site
         """Where in the model `neurons` and everything that is read are from, such as ``mlp.post``."""
@@ -131,7 +130,7 @@ class Lake:
     @cached_property
     def commits(self) -> tuple[Commit, ...]:
         """Commit records of the committed blocks."""
-        return tuple(read_commit(self.path, block) for block in self.blocks)
+        return read_commits(self.path, self.blocks)
 
     def at(self, site: str | None) -> "Lake":
         """Return the same lake at another site.
@@ -200,11 +199,19 @@ class Lake:
         for block in rows_of:
             self._check_block(block)
 
-        def read_chunks(where: Sequence[tuple[int, int]]) -> None:
+        def read_chunks(where: Sequence[tuple[int, int]], fetched: Fetched | None = None) -> None:
             for block, chunk in where:
                 (in_rows, out_rows), (in_columns, out_columns) = rows_of[block], neurons_of[chunk]
-                with reader.shard(layer, block) as shard:
+                with reader.shard(layer, block, fetched) as shard:
                     shard.gather(chunk, in_rows, in_columns, out, out_rows, out_columns)
+
+        if isinstance(self.path, ObjectPath):
+            each = [[(block, chunk) for chunk in neurons_of] for block in rows_of]
+            chunks = list(neurons_of)
+            begun = reader.ahead(each, lambda where: reader.fetch(layer, where[0][0], chunks), chunks=len(chunks))
+            for _ in map_ordered(lambda item: read_chunks(*item), begun):
+                pass
+            return out
 
         pieces = [(block, chunk) for block in rows_of for chunk in neurons_of]
         # handing over a task costs as much as small chunks
@@ -234,7 +241,7 @@ class Lake:
             return self.read(site=site, layer=layer, rows=every, neurons=neurons)
         shape = (self.block_rows if rows is None else len(rows), reader.neurons)
         values = np.empty(shape, dtype=np.float32) if out is None else out
-        with reader.shard(layer, block) as shard:
+        with reader.shard(layer, block, reader.fetch(layer, block, range(reader.chunks))) as shard:
             shard.unpack(range(reader.chunks), values, rows=rows)
         return values
 
@@ -262,7 +269,7 @@ class Lake:
         reader = self._reader(site, layer, block)
         if out is None:
             out = np.empty(reader.chunk_shape, dtype=reader.encoding.stored)
-        with reader.shard(layer, block) as shard:
+        with reader.shard(layer, block, reader.fetch(layer, block, [chunk])) as shard:
             shard.patterns(chunk, out)
         return out[:, : reader.neurons - chunk * self.chunk_neurons]
 
@@ -286,7 +293,19 @@ class Lake:
             As for `read_codes`; int8 for the codes of a quantised encoding, whose scales `chunk_scales` has.
         """
         reader = self._reader(site, layer, block)
-        with reader.shard(layer, block) as shard:
+        return self._read_chunks(reader, layer, block, chunks, rows, out, reader.fetch(layer, block, chunks))
+
+    def _read_chunks(
+        self,
+        reader: ShardReader,
+        layer: int,
+        block: int,
+        chunks: range,
+        rows: int | None,
+        out: NDArray[Any],
+        fetched: Fetched | None,
+    ) -> Generator[NDArray[Any]]:
+        with reader.shard(layer, block, fetched) as shard:
             for chunk in chunks:
                 if out.dtype == reader.encoding.codes:
                     shard.codes(chunk, out)

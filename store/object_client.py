@@ -22,6 +22,8 @@ from neuronlake.store.errors import InputError, StorageError
 SCHEMES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 PART_BYTES = 8 << 20  # 8 MiB: what one request transfers at most, so that its timeout can be short
 _MULTIPART_BYTES = 2 * PART_BYTES
+_SETTINGS = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+"""What the names of a provider's environment variables begin with."""
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -120,9 +122,12 @@ def read(where: "Where") -> bytes:
 
 
 def read_range(where: "Where", offset: int, length: int) -> bytes:
-    """Return part of an object; errors as of `read`, and StorageError when the object is too short."""
+    """Return part of an object, by several requests if it is large; errors as of `read`, and StorageError if it is short."""
     if not length:
         return b""
+    if length > PART_BYTES:
+        parts = range(offset, offset + length, PART_BYTES)
+        return b"".join(read_range(where, part, min(PART_BYTES, offset + length - part)) for part in parts)
 
     def ask() -> bytes:
         return _whole(_obstore().get_range(_store(where), where.key, start=offset, length=length), length, where)
@@ -248,14 +253,6 @@ class Where:
         return f"{self.key}/" if self.key else None
 
 
-def zarr_store(where: Where) -> Any:
-    """Return the objects below as a store for zarr-python, read-only."""
-    from zarr.storage import ObjectStore
-
-    made = _make_store(where.scheme, where.bucket, prefix=where.key or None, retries=PATIENCE.tries - 1)
-    return ObjectStore(made, read_only=True)
-
-
 def _asked(ask: Callable[[], _Result], where: Where, verb: str) -> _Result:
     """Ask until there is an answer or patience ends."""
     begun, tried = time.monotonic(), 0
@@ -347,32 +344,27 @@ def _status(error: Exception) -> int:
 
 
 def _store(where: Where) -> Any:
-    return _store_of(where.scheme, where.bucket, os.getpid())  # a client's threads do not survive a fork
+    # a client's threads do not survive a fork, and a session token may have been renewed
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS[where.scheme])))
+    return _make_store(where.scheme, where.bucket, settings, os.getpid())
 
 
 @lru_cache(maxsize=64)
-def _store_of(scheme: str, bucket: str, pid: int) -> Any:  # noqa: ARG001
-    return _make_store(scheme, bucket, prefix=None, retries=0)
-
-
-def _make_store(scheme: str, bucket: str, *, prefix: str | None, retries: int) -> Any:
-    given = {name.upper() for name in os.environ}
-    prefixes = {"s3": ("AWS_",), "gs": ("GOOGLE_",), "az": ("AZURE_",)}[scheme]
+def _make_store(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...], pid: int) -> Any:  # noqa: ARG001
     timeouts = {"timeout": PATIENCE.timeout_s, "connect_timeout": PATIENCE.connect_timeout_s}
     options: dict[str, Any] = {
         name: timedelta(seconds=seconds)
         for name, seconds in timeouts.items()
-        if not any(f"{start}{name.upper()}" in given for start in prefixes)
+        if f"{_SETTINGS[scheme]}{name.upper()}" not in dict(settings)
     }
-    retrying = {"max_retries": retries, "retry_timeout": timedelta(seconds=PATIENCE.deadline_s)}
-    for name in sorted(os.environ):
+    for name, value in settings:
         # obstore panics where there is no scheme
-        if name.startswith(prefixes) and "ENDPOINT" in name and not os.environ[name].startswith(("http://", "https://")):
-            raise InputError(f"{name} is {os.environ[name]!r}, expected a URL that begins with http:// or https://")
+        if "ENDPOINT" in name and not value.startswith(("http://", "https://")):
+            raise InputError(f"{name} is {value!r}, expected a URL that begins with http:// or https://")
     _obstore()
     kind = getattr(importlib.import_module("obstore.store"), SCHEMES[scheme])
     # plain HTTP only ever happens where an endpoint in the environment says so
-    return kind(bucket, prefix=prefix, client_options={"allow_http": True, **options}, retry_config=retrying)
+    return kind(bucket, client_options={"allow_http": True, **options}, retry_config={"max_retries": 0})
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ works with both. Writing goes through `neuronlake.store.files` and `neuronlake.s
 """
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -172,9 +173,11 @@ class ObjectPath:
 
 LakePath: TypeAlias = Path | ObjectPath
 """Where a lake, or something in it, is."""
+LakeName: TypeAlias = str | os.PathLike[str] | ObjectPath
+"""What `lake_path` understands."""
 
 
-def lake_path(where: "str | LakePath") -> LakePath:
+def lake_path(where: "LakeName") -> LakePath:
     """Return the path that a user's text means: ``s3://``, ``gs://`` and ``az://`` URLs, ``file://`` URLs, local paths.
 
     Raises
@@ -184,6 +187,7 @@ def lake_path(where: "str | LakePath") -> LakePath:
     """
     if isinstance(where, Path | ObjectPath):
         return where
+    where = os.fspath(where)
     match = _URL.fullmatch(where)
     if match is None:
         if where.startswith(tuple(f"{name}:/" for name in client.SCHEMES)):

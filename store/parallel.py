@@ -1,4 +1,7 @@
-"""Threads for reading. Decompression and the compiled kernels release the GIL: one thread per core keeps all cores busy."""
+"""Threads for reading, and for waiting.
+
+Decompression and the compiled kernels release the GIL: one thread per core keeps all cores busy.
+"""
 
 import os
 import threading
@@ -11,6 +14,7 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _inside = threading.local()
+_WAITING = 16  # requests at once
 
 
 def usable_cpus() -> int:
@@ -54,6 +58,26 @@ def map_ordered(
             pool.shutdown(wait=True)
 
 
+def map_waiting(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yield ``work(item)`` in the order of the items, of work that waits for other machines: many at once."""
+    pool, waiting = waiting_pool(), deque[Future[_Result]]()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= 2 * _WAITING:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def waiting_pool() -> ThreadPoolExecutor:
+    """Threads for requests to other machines. What they run must not hand them more work, or wait for it."""
+    return _waiting_pool(os.getpid())
+
+
 def _marked(work: Callable[[_Item], _Result], item: _Item) -> _Result:
     _inside.work = True
     return work(item)
@@ -62,3 +86,8 @@ def _marked(work: Callable[[_Item], _Result], item: _Item) -> _Result:
 @lru_cache(maxsize=1)
 def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001  (a forked child has none of its parent's threads)
     return ThreadPoolExecutor(usable_cpus(), thread_name_prefix="neuronlake-read")
+
+
+@lru_cache(maxsize=1)
+def _waiting_pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    return ThreadPoolExecutor(_WAITING, thread_name_prefix="neuronlake-wait")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 import neuronlake.store.layout as layout
 from neuronlake.store.commits import committed_blocks, read_commit
-from neuronlake.store.errors import DamageError, InputError
+from neuronlake.store.errors import DamageError, InputError, StorageError
 from neuronlake.store.files import (
     FileRecord,
     file_checksum,
@@ -28,6 +28,7 @@ from neuronlake.store.files import (
     unseal,
     write_file,
 )
+from neuronlake.store.objects import LakePath, ObjectPath
 from neuronlake.store.spec import LakeSpec, dump_metadata, metadata_files
 from neuronlake.store.tables import PADDING, from_parquet
 
@@ -73,18 +74,22 @@ class PlanRecord:
 
 
 @contextlib.contextmanager
-def plan_beside(root: Path) -> Iterator[Path]:
-    """Give a folder in the lake to plan in once more: `adopt_plan` then takes the plan over if it is the same one."""
+def plan_beside(root: LakePath) -> Iterator[Path]:
+    """Give a folder in the lake to plan in once more: `adopt_plan` then takes the plan over if it is the same one.
+
+    Of a lake in an object store it is a temporary folder of this machine.
+    """
     host = socket.gethostname().replace(".", "-")
     try:  # named like a temporary file, so that what a kill leaves behind is recognised
-        scratch = tempfile.TemporaryDirectory(dir=root, prefix=f".plan-again.{host}.{os.getpid()}.", suffix=".tmp")
+        beside = root if isinstance(root, Path) else None
+        scratch = tempfile.TemporaryDirectory(dir=beside, prefix=f".plan-again.{host}.{os.getpid()}.", suffix=".tmp")
     except OSError as error:
         raise storage_error(error, root, "write to") from error
     with scratch as folder:
         yield Path(folder)
 
 
-def publish_plan(root: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
+def publish_plan(root: LakePath, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
     """Write the arrays' metadata, then the plan record: from here on blocks can be committed.
 
     `record.files` holds the tables and the root's metadata; the record returned holds the arrays' metadata and the spec
@@ -99,7 +104,16 @@ def publish_plan(root: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
         if (root / folder).is_dir():
             sync_folder(root / folder)
     sync_ancestors(root, sorted({str(PurePosixPath(path).parent) for path in files}))
-    write_file(root, layout.PLAN_RECORD, [seal(complete.as_dict())])
+    try:
+        write_file(root, layout.PLAN_RECORD, [seal(complete.as_dict())], new=True)
+    except FileExistsError:  # somebody else was faster
+        published = read_plan_record(root)
+        if published is None or published.files != complete.files:
+            raise StorageError(
+                f"{root / layout.PLAN_RECORD}: another plan was published meanwhile, by other library versions; run "
+                f"`neuronlake verify {root} --repair`, then the same command again"
+            ) from None
+        return published
     try:
         (root / PLAN_ASIDE).unlink(missing_ok=True)
     except OSError as error:
@@ -108,7 +122,7 @@ def publish_plan(root: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
     return complete
 
 
-def read_plan_record(root: Path, path: str = layout.PLAN_RECORD) -> PlanRecord | None:
+def read_plan_record(root: LakePath, path: str = layout.PLAN_RECORD) -> PlanRecord | None:
     """Return the plan record, or None when planning has not finished.
 
     Raises
@@ -121,6 +135,8 @@ def read_plan_record(root: Path, path: str = layout.PLAN_RECORD) -> PlanRecord |
         data = where.read_bytes()
     except FileNotFoundError:
         return None
+    except StorageError:
+        raise
     except OSError as error:
         raise InputError(f"could not read {where}: {error.strerror}") from None
     record = unseal(data, str(where))
@@ -138,16 +154,21 @@ def read_plan_record(root: Path, path: str = layout.PLAN_RECORD) -> PlanRecord |
         raise DamageError(f"{where} lacks {error}") from None
 
 
-def set_plan_aside(root: Path) -> None:
+def set_plan_aside(root: LakePath) -> None:
     """Make the lake's plan unfinished, but keep its record to compare the next plan with."""
+    record, aside = root / layout.PLAN_RECORD, root / PLAN_ASIDE
     try:
-        (root / layout.PLAN_RECORD).replace(root / PLAN_ASIDE)
+        if isinstance(record, Path) and isinstance(aside, Path):
+            record.replace(aside)
+        elif isinstance(aside, ObjectPath):
+            aside.write_bytes(record.read_bytes())
+            record.unlink()
     except OSError as error:
-        raise storage_error(error, root / PLAN_ASIDE, "write") from error
-    sync_folder((root / PLAN_ASIDE).parent)
+        raise storage_error(error, aside, "write") from error
+    sync_folder(aside.parent)
 
 
-def adopt_plan(root: Path, scratch: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
+def adopt_plan(root: LakePath, scratch: Path, spec: LakeSpec, record: PlanRecord) -> PlanRecord:
     """Publish a plan made again for a lake that holds committed blocks, if it is the plan that those were extracted with.
 
     Nothing of the lake is changed before that is certain. Tables whose bytes differ though their content does not (another
@@ -174,14 +195,17 @@ def adopt_plan(root: Path, scratch: Path, spec: LakeSpec, record: PlanRecord) ->
         target = root / path
         if not _is(target, record.files[path]):
             try:
-                target.parent.mkdir(exist_ok=True)
-                (scratch / path).replace(target)
+                if isinstance(target, Path):
+                    target.parent.mkdir(exist_ok=True)
+                    (scratch / path).replace(target)
+                else:
+                    target.write_bytes((scratch / path).read_bytes())
             except OSError as error:
                 raise storage_error(error, target, "write") from error
     return publish_plan(root, spec, record)
 
 
-def _other_plan(root: Path, scratch: Path, record: PlanRecord) -> str | None:
+def _other_plan(root: LakePath, scratch: Path, record: PlanRecord) -> str | None:
     """Say what shows that the new plan is another one, or None."""
     try:
         former = read_plan_record(root, PLAN_ASIDE)
@@ -217,16 +241,20 @@ def _tables(record: PlanRecord) -> list[str]:
     return [layout.table_path(table, block) for block in range(record.blocks) for table in TABLES]
 
 
-def _is(path: Path, record: FileRecord) -> bool:
+def _is(path: LakePath, record: FileRecord) -> bool:
     try:
         return file_checksum(path) == (record.bytes, record.xxh3)
+    except StorageError:
+        raise
     except OSError:
         return False
 
 
-def _read_table(path: Path) -> pa.Table | None:
+def _read_table(path: LakePath) -> pa.Table | None:
     """Read a table whose checksum is not known: None when it is missing or visibly damaged."""
     try:
         return pq.ParquetFile(io.BytesIO(path.read_bytes()), page_checksum_verification=True).read()
+    except StorageError:
+        raise
     except (OSError, ValueError, pa.ArrowException):
         return None

@@ -2,10 +2,10 @@
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -15,14 +15,23 @@ import neuronlake.store.layout as layout
 from neuronlake.store.encodings import check, get_encoding
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.kernels import gather, unpack
+from neuronlake.store.objects import LakePath, ObjectPath
+from neuronlake.store.parallel import waiting_pool
 from neuronlake.store.quantise import PARAMETERS, expand, gather_codes, unpack_codes
+from neuronlake.store.remote_shard import RemoteShard
 from neuronlake.store.shard import index_bytes, parse_index
 from neuronlake.store.spec import LakeSpec
 
 _CACHED_INDEXES = 4096  # 4,096 × 24 chunks × 16 bytes = 1.5 MB for a SmolLM2-sized layer
 _CACHED_SCALES = 1024  # 1,024 × 1,536 neurons × 8 bytes = 12 MB
 
+_AHEAD_BYTES = 1 << 28  # 256 MiB of decoded values: what is fetched before it is wanted, of an object store
+_AHEAD = 2, 24  # shards, at least and at most
+
 _Value = TypeVar("_Value")
+_Item = TypeVar("_Item")
+Fetched = Future[RemoteShard]
+"""Chunks of a shard on their way from an object store."""
 
 
 class ShardReader:
@@ -32,7 +41,7 @@ class ShardReader:
     Fresh memory costs more than decoding into it: hence buffers that are kept.
     """
 
-    def __init__(self, root: Path, spec: LakeSpec, site: str):
+    def __init__(self, root: LakePath, spec: LakeSpec, site: str):
         self._root, self._site = root, site
         self._layers = tuple(spec.layers)
         self.encoding = get_encoding(spec.encoding)
@@ -53,18 +62,59 @@ class ShardReader:
         return self._geometry.block_rows, self._geometry.chunk_neurons
 
     @contextmanager
-    def shard(self, layer: int, block: int) -> Iterator["Shard"]:
+    def shard(self, layer: int, block: int, fetched: Fetched | None = None) -> Iterator["Shard"]:
         """Open one layer's values in one block.
+
+        Parameters
+        ----------
+        fetched
+            What `fetch` gave for the chunks that are wanted; without it, each comes by a request of its own.
 
         Raises
         ------
         DamageError
             When the file is missing.
         """
-        path = str(self._root / layout.shard_path(self._site, layer, block))
+        where = self._root / layout.shard_path(self._site, layer, block)
+        path = str(where)
+        if isinstance(where, ObjectPath):
+            remote = fetched.result() if fetched is not None else self._fetch(where, layer, block, ())
+            yield Shard(self, remote, path, remote.index, (layer, block))
+            return
         with _opened(path) as file:
             index = self._indexes.get((layer, block), lambda: self._read_index(file, path, chunks=self.chunks))
             yield Shard(self, file, path, index, (layer, block))
+
+    def fetch(self, layer: int, block: int, chunks: Sequence[int]) -> Fetched | None:
+        """Begin to fetch inner chunks of a shard from an object store, neighbours by one request; None of a folder."""
+        where = self._root / layout.shard_path(self._site, layer, block)
+        return waiting_pool().submit(self._fetch, where, layer, block, chunks) if isinstance(where, ObjectPath) else None
+
+    def ahead(
+        self, items: Iterable[_Item], fetch: Callable[[_Item], Fetched | None], *, chunks: int
+    ) -> Iterator[tuple[_Item, Fetched | None]]:
+        """Yield every item with what `fetch` gave for it, begun while earlier ones are at work.
+
+        Parameters
+        ----------
+        chunks
+            Inner chunks of an item, about: bounds how many are begun.
+        """
+        rows, width = self.chunk_shape
+        item_bytes = max(1, chunks * rows * width * self.encoding.itemsize)
+        depth = int(np.clip(_AHEAD_BYTES // item_bytes, *_AHEAD)) if isinstance(self._root, ObjectPath) else 0
+        waiting: deque[tuple[_Item, Fetched | None]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, fetch(item)))
+                if len(waiting) > depth:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, fetched in waiting:
+                if fetched is not None:
+                    fetched.cancel()
 
     def scales(self, layer: int, block: int, chunk: int) -> NDArray[np.float32]:
         """Return unit and knee of a chunk's neurons: float32 (chunk neurons, 2), of a quantised encoding."""
@@ -74,7 +124,7 @@ class ShardReader:
 
     def prefetch(self, layer: int, block: int) -> None:
         """Ask the system to read a shard ahead, if it can; never waits and never fails."""
-        if not hasattr(os, "posix_fadvise"):
+        if isinstance(self._root, ObjectPath) or not hasattr(os, "posix_fadvise"):
             return
         try:
             file = os.open(self._root / layout.shard_path(self._site, layer, block), os.O_RDONLY)
@@ -93,19 +143,46 @@ class ShardReader:
             self._local.codes = np.empty(self.chunk_shape, dtype=self.encoding.codes)
         return self._local.codes  # type: ignore[no-any-return]
 
-    def decompress(self, file: int, path: str, place: NDArray[np.uint64], chunk: int, out: NDArray[Any]) -> None:
+    def decompress(
+        self, file: int | RemoteShard, path: str, place: NDArray[np.uint64], chunk: int, out: NDArray[Any]
+    ) -> None:
         """Read and decompress one chunk of an open file."""
-        data = self._read(file, int(place[0]), int(place[1]), path)
-        self.encoding.decompress(data, out, f"{path} chunk {chunk}")
+        offset, length, what = int(place[0]), int(place[1]), f"{path} chunk {chunk}"
+        if isinstance(file, int):
+            return self.encoding.decompress(self._read(file, offset, length, path), out, what)
+        try:
+            return self.encoding.decompress(file.read(offset, length), out, what)
+        except DamageError:  # what a network spoils may come right the second time
+            return self.encoding.decompress(file.read_again(offset, length), out, what)
+
+    def _fetch(self, where: ObjectPath, layer: int, block: int, chunks: Sequence[int]) -> RemoteShard:
+        """Fetch a shard's index, and chunks; of a quantised encoding their scales, too."""
+        path = str(where)
+        remote = RemoteShard(where, self._indexes.peek((layer, block)))
+        try:
+            if len(chunks) == self.chunks:
+                remote.fetch_whole(chunks=self.chunks)
+            elif remote.known is None:
+                remote.fetch_index(chunks=self.chunks)
+            self._indexes.get((layer, block), lambda: remote.index)
+            if len(chunks) < self.chunks:
+                remote.fetch_chunks(chunks)
+        except FileNotFoundError:
+            raise _missing(path) from None
+        if chunks and self.encoding.quantised:
+            self.scales(layer, block, 0)
+        return remote
 
     def _read_scales(self, layer: int, block: int) -> NDArray[np.float32]:
-        path = str(self._root / layout.scales_path(self._site, block))
-        with _opened(path) as file:
-            index = self._indexes.get(block, lambda: self._read_index(file, path, chunks=len(self._layers)))
-            position = self._layers.index(layer)
-            data = self._read(file, int(index[position, 0]), int(index[position, 1]), path)
+        where = self._root / layout.scales_path(self._site, block)
+        path, position = str(where), self._layers.index(layer)
         what = f"{path} layer {layer}"
-        body = check(data, what)
+        if isinstance(where, ObjectPath):
+            body = self._remote_scales(where, block, position, what)
+        else:
+            with _opened(path) as file:
+                index = self._indexes.get(block, lambda: self._read_index(file, path, chunks=len(self._layers)))
+                body = check(self._read(file, int(index[position, 0]), int(index[position, 1]), path), what)
         expected = self._geometry.neurons * PARAMETERS * 4
         if len(body) != expected:
             raise DamageError(f"{what}: holds {len(body)} bytes, expected {expected}")
@@ -113,6 +190,20 @@ class ShardReader:
         scales = np.zeros((self._geometry.chunks * self._geometry.chunk_neurons, PARAMETERS), dtype=np.float32)
         scales[: self._geometry.neurons] = body.view("<f4").reshape(-1, PARAMETERS)
         return scales
+
+    def _remote_scales(self, where: ObjectPath, block: int, position: int, what: str) -> NDArray[np.uint8]:
+        remote = RemoteShard(where, self._indexes.peek(block))
+        try:
+            if remote.known is None:
+                remote.fetch_index(chunks=len(self._layers))
+            index = self._indexes.get(block, lambda: remote.index)
+            offset, length = int(index[position, 0]), int(index[position, 1])
+            try:
+                return check(remote.read(offset, length), what)
+            except DamageError:
+                return check(remote.read_again(offset, length), what)
+        except FileNotFoundError:
+            raise _missing(str(where)) from None
 
     def _read_index(self, file: int, path: str, *, chunks: int) -> NDArray[np.uint64]:
         size = os.fstat(file).st_size
@@ -143,7 +234,9 @@ class Shard:
     Every method raises DamageError when a checksum does not match; what it was to fill is then undefined.
     """
 
-    def __init__(self, reader: ShardReader, file: int, path: str, index: NDArray[np.uint64], where: tuple[int, int]):
+    def __init__(
+        self, reader: ShardReader, file: int | RemoteShard, path: str, index: NDArray[np.uint64], where: tuple[int, int]
+    ):
         self._reader, self._file, self._path, self._index, self._where = reader, file, path, index, where
 
     def codes(self, chunk: int, out: NDArray[Any]) -> None:
@@ -220,6 +313,11 @@ class Cache(Generic[_Value]):
         self._values: OrderedDict[Hashable, _Value] = OrderedDict()
         self._lock = threading.Lock()
 
+    def peek(self, key: Hashable) -> _Value | None:
+        """Return the value of a key if it is there."""
+        with self._lock:
+            return self._values.get(key)
+
     def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
         """Return the value of a key, made if it is not there."""
         with self._lock:
@@ -239,10 +337,14 @@ def _opened(path: str) -> Iterator[int]:
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        raise DamageError(f"{path} is missing though its block is committed; run `neuronlake verify`") from None
+        raise _missing(path) from None
     except OSError as error:
         raise StorageError(f"could not read {path}: {error.strerror}") from error
     try:
         yield file
     finally:
         os.close(file)
+
+
+def _missing(path: str) -> DamageError:
+    return DamageError(f"{path} is missing though its block is committed; run `neuronlake verify`")

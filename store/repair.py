@@ -5,7 +5,6 @@ arrays from the settings; a plan table or the plan record from planning again; a
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -16,6 +15,7 @@ from neuronlake.store.files import FileRecord, stale_temporaries, storage_error,
 from neuronlake.store.kept import MADE_BY, discard
 from neuronlake.store.label_sets import LABELS, discard_label_set
 from neuronlake.store.lock import writing
+from neuronlake.store.objects import LakeName, LakePath, lake_path
 from neuronlake.store.plan_record import PlanRecord, set_plan_aside
 from neuronlake.store.spec import LakeSpec, dump_metadata, metadata_files, root_metadata
 from neuronlake.store.verify import Findings, VerifyReport, block_files, examine
@@ -53,7 +53,7 @@ class _RefusedError(Exception):
     """Nothing on the disk tells what would be right."""
 
 
-def repair(path: str | Path, *, full: bool = False) -> RepairReport:
+def repair(path: LakeName, *, full: bool = False) -> RepairReport:
     """Drop what is damaged and cannot be restored; restore what can.
 
     Damaged blocks lose their commit record, then their shards. Metadata is written again from the settings, byte for byte.
@@ -73,7 +73,7 @@ def repair(path: str | Path, *, full: bool = False) -> RepairReport:
     StorageError
         When the file system refuses.
     """
-    root = Path(path)
+    root = lake_path(path)
     examine(root, full=False, writer=None)  # what is no lake is refused before anything is made in it
     with writing(root) as alone:
         found = examine(root, full=full, writer=None, alone=alone)
@@ -95,7 +95,7 @@ def repair(path: str | Path, *, full: bool = False) -> RepairReport:
 class _Repair:
     """One repair, from the findings to the actions."""
 
-    def __init__(self, root: Path, found: Findings, report: RepairReport):
+    def __init__(self, root: LakePath, found: Findings, report: RepairReport):
         self._root, self._found, self._report = root, found, report
 
     def run(self) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from neuronlake.store.errors import InputError
 from neuronlake.store.parallel import map_ordered, usable_cpus
+from neuronlake.store.reader import Fetched
 
 if TYPE_CHECKING:
     from neuronlake.store.lake import Lake
@@ -75,7 +76,8 @@ def scan(
     count = usable_cpus() if threads is None else threads
     reader, encoding = lake.reader, lake.reader.encoding
 
-    def work(part: Part) -> list[_Result]:
+    def work(given: tuple[Part, Fetched | None]) -> list[_Result]:
+        part, fetched = given
         if part.chunks.start == 0:
             following = lake.blocks.index(part.block) + count
             if following < len(lake.blocks):
@@ -84,7 +86,7 @@ def scan(
             dtype = {"float32": np.float32, "stored": encoding.stored, "codes": encoding.codes}[values]
             buffers.values = np.empty(reader.chunk_shape, dtype=dtype)
         results = []
-        with reader.shard(part.layer, part.block) as shard:
+        with reader.shard(part.layer, part.block, fetched) as shard:
             for chunk in part.chunks:
                 first = chunk * lake.chunk_neurons
                 scales = None
@@ -109,5 +111,7 @@ def scan(
         return results
 
     parts = plan_parts(layers=layers, blocks=blocks, chunks=reader.chunks, threads=count)
-    for results in map_ordered(work, parts, threads=threads):
+    size = -(-reader.chunks // max(1, -(-_TASKS_PER_THREAD * count // max(1, len(layers) * len(blocks)))))
+    begun = reader.ahead(parts, lambda part: reader.fetch(part.layer, part.block, part.chunks), chunks=size)
+    for results in map_ordered(work, begun, threads=threads):
         yield from results

@@ -6,7 +6,7 @@ and is written with plain files, so that nothing else runs in a process that wri
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from neuronlake.store.encodings import check, checksum
-from neuronlake.store.errors import DamageError
+from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import sync_folder, write_plain
+from neuronlake.store.objects import LakePath, ObjectPath
 from neuronlake.store.parallel import map_ordered
+from neuronlake.store.remote_shard import RemoteShard
 from neuronlake.store.shard import build_index, index_bytes, index_codecs, parse_index
 from neuronlake.store.spec import dump_metadata
 
@@ -103,8 +105,9 @@ class ShardedArray:
     Every method raises DamageError where it is not what was written, or gone.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: LakePath):
         self._path = path
+        self._remote: dict[int, NDArray[np.uint64]] = {}  # indexes of parts in an object store
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,8 +131,10 @@ class ShardedArray:
         found: NDArray[Any] = self._read(first, range(self._chunks))[: self.shape[1]]
         return found
 
-    def _read(self, first: int, chunks: Iterable[int]) -> NDArray[Any]:
+    def _read(self, first: int, chunks: Sequence[int]) -> NDArray[Any]:
         path = self._path / _chunk_name(first, len(self.shape))
+        if isinstance(path, ObjectPath):
+            return self._read_remote(path, first, chunks)
         try:
             file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -148,7 +153,29 @@ class ShardedArray:
             os.close(file)
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _decode(self, data: bytes, what: str) -> NDArray[Any]:
+    def _read_remote(self, path: ObjectPath, first: int, chunks: Sequence[int]) -> NDArray[Any]:
+        shard = RemoteShard(path, self._remote.get(first))
+        try:
+            if len(chunks) == self._chunks:
+                shard.fetch_whole(chunks=self._chunks)
+            else:
+                if shard.known is None:
+                    shard.fetch_index(chunks=self._chunks)
+                shard.fetch_chunks(chunks)
+            self._remote[first] = shard.index
+            found = [self._decode_remote(shard, chunk, f"{path} chunk {chunk}") for chunk in chunks]
+        except FileNotFoundError as error:
+            raise DamageError(f"{path}: {error.strerror}") from None
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _decode_remote(self, shard: RemoteShard, chunk: int, what: str) -> NDArray[Any]:
+        offset, length = (int(part) for part in shard.index[chunk])
+        try:
+            return self._decode(shard.read(offset, length), what)
+        except DamageError:  # what a network spoils may come right the second time
+            return self._decode(shard.read_again(offset, length), what)
+
+    def _decode(self, data: bytes | NDArray[np.uint8], what: str) -> NDArray[Any]:
         packed = check(np.frombuffer(data, dtype=np.uint8), what)
         shape = (self._width, *self.shape[2:])
         try:
@@ -170,6 +197,8 @@ class ShardedArray:
         path = self._path / "zarr.json"
         try:
             return dict(json.loads(path.read_bytes()))
+        except StorageError:
+            raise
         except (OSError, ValueError) as error:
             raise DamageError(f"{path}: {error}") from None
 

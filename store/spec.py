@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import neuronlake.store.layout as layout
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.layout import FORMAT_VERSION, Geometry
+from neuronlake.store.objects import LakePath
 from neuronlake.store.quantise import PARAMETERS
 from neuronlake.store.shard import index_codecs
 
@@ -83,7 +83,7 @@ class LakeSpec:
         return {**self.as_dict(), "model": {key: value for key, value in self.model.items() if key != "name"}}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any], where: Path) -> "LakeSpec":
+    def from_dict(cls, record: Mapping[str, Any], where: LakePath) -> "LakeSpec":
         """Read the JSON form back.
 
         Raises

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from neuronlake.store.index_kernels import key_values, value_keys
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
+from neuronlake.store.objects import LakePath
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.sharded import ShardedArray, ShardedWriter, write_sharded
 from neuronlake.store.tag_kernels import FULL, SIZE, SPACE, update_bags
@@ -87,7 +87,7 @@ class TagLists(OfBlocks):
         return np.stack([array.read_part(place) for place in range(array.shape[0])])
 
 
-def find_tag_lists(root: Path, site: str, checksums: Mapping[int, str]) -> list[TagLists]:
+def find_tag_lists(root: LakePath, site: str, checksums: Mapping[int, str]) -> list[TagLists]:
     """Return the lists of a site that fit the committed blocks; of one label, those that cover most.
 
     Parameters
@@ -176,7 +176,7 @@ class LayerLists:
 
 
 def keep_tag_lists(
-    root: Path,
+    root: LakePath,
     site: str,
     *,
     labels: Mapping[str, Any],

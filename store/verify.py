@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,21 @@ import neuronlake.store.layout as layout
 from neuronlake.store.commits import Commit, committed_blocks, read_commit
 from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
-from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import FileRecord, file_checksum, files_below, read_checked, stale_temporaries
+from neuronlake.store.errors import DamageError, InputError, StorageError
+from neuronlake.store.files import FileRecord, file_checksum, files_below, read_checked, sizes_below, stale_temporaries
 from neuronlake.store.kept import INDEX, KEPT, MADE_BY, RECORD, kept_record, kept_results
 from neuronlake.store.label_sets import LABELS, examine_label_set, is_label_set, label_set_names
 from neuronlake.store.lock import CLAIMS, LOCK_FILE, writer_of
+from neuronlake.store.objects import LakeName, LakePath, ObjectPath, lake_path
+from neuronlake.store.parallel import map_waiting
 from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
 from neuronlake.store.spec import LakeSpec, metadata_files
 from neuronlake.store.tables import PADDING, from_parquet
 
 _SHARD = re.compile(r"activations/[^/]+/\d+/c\.(\d+)\.0|scales/[^/]+/c\.0\.(\d+)\.0\.0")
 _TABLE = re.compile(rf"(?:{'|'.join(TABLES)})/block-\d{{6,}}\.parquet")
+_UPLOADED = re.compile(rf"(?:{'|'.join(KEPT)})/[^/]+/.+|{LABELS}/[^/]+/block-\d{{6,}}\.parquet")
+"""Objects of a result or label set; without a record they are of an upload that was interrupted."""
 _TEMPORARY = re.compile(r"(?:^|/)\.[^/]*\.tmp(?:/|$)")
 
 
@@ -78,11 +82,13 @@ class Findings:
     """Folder and name of damaged results kept in the lake; they can be computed again."""
     labels: list[str] = field(default_factory=list)
     """Damaged label sets, and those of another plan."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Of the objects that were listed first: asking for each would take a request."""
     foreign: list[int] = field(default_factory=list)
     """Those of `blocks` whose commit record names another lake, or a block that the plan does not have."""
 
 
-def verify(path: str | Path, *, full: bool = False) -> VerifyReport:
+def verify(path: LakeName, *, full: bool = False) -> VerifyReport:
     """Check a lake.
 
     Quick: every record against its own checksum and against the others, every metadata file, every table's and shard's
@@ -93,21 +99,25 @@ def verify(path: str | Path, *, full: bool = False) -> VerifyReport:
     InputError
         When there is no lake to check, its plan was never finished, or its format is not ours.
     """
-    root = Path(path)
+    root = lake_path(path)
     report = examine(root, full=full, writer=writer_of(root)).report
     if report.writer is None and (report.leftovers or report.unknown_files) and (writer := writer_of(root)) is not None:
         report = examine(root, full=full, writer=writer).report  # it began meanwhile: what it is at is no leftover
     return report
 
 
-def examine(root: Path, *, full: bool, writer: str | None, alone: bool = False) -> Findings:
+def examine(root: LakePath, *, full: bool, writer: str | None, alone: bool = False) -> Findings:
     """Do what `verify` does, and keep the findings apart by what a repair would do about them.
 
     With `alone`, nobody else can be writing: temporary files of other hosts were left behind, too.
     """
     found = Findings(report=VerifyReport(full=full, writer=writer))
     # Listed before the commits: what is committed in between is then not taken for a leftover.
-    present = sorted(path.relative_to(root).as_posix() for path in files_below(root))
+    if isinstance(root, Path):
+        present = sorted(path.relative_to(root).as_posix() for path in files_below(root))
+    else:
+        found.sizes = sizes_below(root)
+        present = sorted(found.sizes)
     _examine_identity(root, found)
     known = {layout.ROOT_METADATA, layout.PLAN_RECORD, PLAN_ASIDE, LOCK_FILE}
     if found.plan is not None:
@@ -128,7 +138,7 @@ def examine(root: Path, *, full: bool, writer: str | None, alone: bool = False) 
     ):
         found.kept += _examine_index(root, found.report)
     _examine_labels(root, found)
-    others = [path for path in present if path not in known and not _of_result(root, path)]
+    others = [path for path in present if path not in known and not _of_result(root, path, found.sizes)]
     others = [path for path in others if not path.startswith(f"{CLAIMS}/")]  # the next writer alone removes them
     if found.plan is None:  # then no record lists what planning wrote
         metadata = {} if found.spec is None else metadata_files(found.spec, 1)
@@ -137,7 +147,7 @@ def examine(root: Path, *, full: bool, writer: str | None, alone: bool = False) 
     return found
 
 
-def _examine_identity(root: Path, found: Findings) -> None:
+def _examine_identity(root: LakePath, found: Findings) -> None:
     """Read the root's metadata and the plan record, and let each check the other."""
     path, refusal = layout.ROOT_METADATA, None
     try:
@@ -153,7 +163,7 @@ def _examine_identity(root: Path, found: Findings) -> None:
     except InputError as error:
         raise refusal or error from None
     promised = found.plan.files.get(path) if found.plan is not None else None
-    problem = _problem(root, promised, full=True) if promised is not None else None
+    problem = _problem(root, promised, full=True, sizes=found.sizes) if promised is not None else None
     if refusal is not None and (promised is None or problem is None):
         raise refusal  # no lake, or a newer format: not damage, for nothing says that the file was ever different
     if found.plan is None and found.record is None:
@@ -170,7 +180,7 @@ def _examine_identity(root: Path, found: Findings) -> None:
     found.report.damage += [problem for problem in (found.root, found.record) if problem is not None]
 
 
-def _examine_plan(root: Path, found: Findings, plan: PlanRecord, known: set[str]) -> None:
+def _examine_plan(root: LakePath, found: Findings, plan: PlanRecord, known: set[str]) -> None:
     found.report.blocks_planned = plan.blocks
     tables = {layout.table_path(table, block) for block in range(plan.blocks) for table in TABLES}
     expected = tables | {layout.ROOT_METADATA}
@@ -179,16 +189,15 @@ def _examine_plan(root: Path, found: Findings, plan: PlanRecord, known: set[str]
     if missing := sorted(expected - set(plan.files)):
         found.record = f"{layout.PLAN_RECORD}: does not list {missing[0]}"
         found.report.damage.append(found.record)
-    for path, record in plan.files.items():
-        if path != layout.ROOT_METADATA:  # checked already
-            # metadata is small: its bytes are checked always, since a flipped bit in it spoils a whole layer
-            small = path.endswith("zarr.json")
-            if _check(root, record, found.report, full=found.report.full or small):
-                (found.tables if path in tables else found.metadata).append(path)
-        known.add(path)
+    known.update(plan.files)
+    records = [record for path, record in plan.files.items() if path != layout.ROOT_METADATA]  # that is checked already
+    # metadata is small: its bytes are checked always, since a flipped bit in it spoils a whole layer
+    for record, problem in _check(root, records, found, full=lambda path: path.endswith("zarr.json")):
+        if problem:
+            (found.tables if record.path in tables else found.metadata).append(record.path)
 
 
-def _examine_block(root: Path, found: Findings, block: int, known: set[str]) -> None:
+def _examine_block(root: LakePath, found: Findings, block: int, known: set[str]) -> None:
     path = layout.commit_path(block)
 
     def wrong(problem: str) -> None:
@@ -215,23 +224,25 @@ def _examine_block(root: Path, found: Findings, block: int, known: set[str]) -> 
         if listed != sorted(expected):
             odd = sorted(set(listed) ^ set(expected))
             wrong(f"lists {len(listed)} files, not {len(expected)}" + (f" (first difference {odd[0]})" if odd else ""))
-    for record in commit.files:
-        known.add(record.path)
-        if problem := _check(root, record, found.report, full=found.report.full):
+    known.update(record.path for record in commit.files)
+    for _, problem in _check(root, commit.files, found, full=lambda path: False):
+        if problem:
             found.blocks.setdefault(block, problem)
     if found.report.full and found.plan is not None and (problem := _other_rows(root, found.plan, commit)):
         wrong(problem)
 
 
-def _of_result(root: Path, path: str) -> bool:
+def _of_result(root: LakePath, path: str, sizes: Mapping[str, int]) -> bool:
     """Whether a file belongs to a result that is kept, or was when the files were listed and has been replaced since."""
     kept, *below = path.split("/")
+    if isinstance(root, ObjectPath):  # there a result is what has a record
+        return kept in (*KEPT, LABELS) and len(below) > 1 and f"{kept}/{below[0]}/{RECORD}" in sizes
     if kept == LABELS:
         return len(below) > 1 and not below[0].startswith(".") and is_label_set(root / kept / below[0])
     return kept in KEPT and len(below) > 1 and not below[0].startswith(".") and not (root / kept / below[0]).is_file()
 
 
-def _examine_kept(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
+def _examine_kept(root: LakePath, report: VerifyReport) -> list[tuple[str, str]]:
     """Check the results kept in the lake against their records; return folder and name of the damaged ones."""
     damaged = []
     for kept, name in [(folder, name) for folder in KEPT for name in kept_results(root, kept=folder)]:
@@ -250,7 +261,7 @@ def _examine_kept(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
     return damaged
 
 
-def _examine_labels(root: Path, found: Findings) -> None:
+def _examine_labels(root: LakePath, found: Findings) -> None:
     """Check the label sets that were added later. Whether they are of this plan is known only if the plan itself is."""
     report = found.report
     plan = found.plan if found.root is None and found.record is None else None
@@ -267,7 +278,7 @@ def _examine_labels(root: Path, found: Findings) -> None:
         report.bytes_checked += sum(entry["bytes"] for entry in record["files"]) if report.full else 0
 
 
-def _examine_index(root: Path, report: VerifyReport) -> list[tuple[str, str]]:
+def _examine_index(root: LakePath, report: VerifyReport) -> list[tuple[str, str]]:
     """Compare the index with the activations, which are whole; return folder and name of what does not fit them."""
     from neuronlake.store.index_check import index_problems
     from neuronlake.store.lake import open_lake
@@ -287,7 +298,7 @@ def block_files(spec: LakeSpec, block: int) -> list[str]:
     return files
 
 
-def _other_rows(root: Path, plan: PlanRecord, commit: Commit) -> str | None:
+def _other_rows(root: LakePath, plan: PlanRecord, commit: Commit) -> str | None:
     record = plan.files.get(layout.table_path("plan", commit.block))
     if record is None:
         return None
@@ -298,14 +309,15 @@ def _other_rows(root: Path, plan: PlanRecord, commit: Commit) -> str | None:
     return None
 
 
-def _sort_others(root: Path, found: Findings, paths: Iterable[str], committed: set[int], *, alone: bool) -> None:
+def _sort_others(root: LakePath, found: Findings, paths: Iterable[str], committed: set[int], *, alone: bool) -> None:
     """Divide what no record mentions into leftovers, what a running writer is at, and unknown files."""
     report = found.report
-    stale = {path.relative_to(root).as_posix() for path in stale_temporaries(root)}
+    stale = {path.relative_to(root).as_posix() for path in stale_temporaries(root)} if isinstance(root, Path) else set()
     for path in paths:
         uncommitted = _is_uncommitted(path, found.spec, committed)
-        ended = uncommitted or any(path == name or path.startswith(f"{name}/") for name in stale)
-        if not uncommitted and not _TEMPORARY.search(path):
+        interrupted = isinstance(root, ObjectPath) and _UPLOADED.fullmatch(path) is not None
+        ended = uncommitted or interrupted or any(path == name or path.startswith(f"{name}/") for name in stale)
+        if not uncommitted and not interrupted and not _TEMPORARY.search(path):
             report.unknown_files.append(path)
         elif path.startswith(tuple(f"{kept}/." for kept in KEPT)) and not ended:
             continue  # a result that a reader is about to keep; that needs no lock
@@ -322,22 +334,37 @@ def _is_uncommitted(path: str, spec: LakeSpec | None, committed: set[int]) -> bo
     return block not in committed and path in block_files(spec, block)
 
 
-def _check(root: Path, record: FileRecord, report: VerifyReport, *, full: bool) -> str | None:
-    problem = _problem(root, record, full=full)
-    if problem is not None:
-        report.damage.append(problem)
-    report.files_checked += 1
-    report.bytes_checked += record.bytes if full else 0
-    return problem
+def _check(
+    root: LakePath, records: Iterable[FileRecord], found: Findings, *, full: Callable[[str], bool]
+) -> Iterator[tuple[FileRecord, str | None]]:
+    """Yield every record with what is wrong with its file; `full` tells the paths that are always read."""
+    report = found.report
+
+    def look(record: FileRecord) -> str | None:
+        return _problem(root, record, full=report.full or full(record.path), sizes=found.sizes)
+
+    records = list(records)
+    for record, problem in zip(records, (map if isinstance(root, Path) else map_waiting)(look, records), strict=True):
+        if problem is not None:
+            report.damage.append(problem)
+        report.files_checked += 1
+        report.bytes_checked += record.bytes if report.full or full(record.path) else 0
+        yield record, problem
 
 
-def _problem(root: Path, record: FileRecord, *, full: bool) -> str | None:
+def _problem(root: LakePath, record: FileRecord, *, full: bool, sizes: Mapping[str, int]) -> str | None:
     path = root / record.path
-    look: Callable[[Path], tuple[int, str]] = file_checksum if full else lambda path: (path.stat().st_size, record.xxh3)
     try:
-        size, checksum = look(path)
+        if full:
+            size, checksum = file_checksum(path)
+            if isinstance(path, ObjectPath) and (size, checksum) != (record.bytes, record.xxh3):
+                size, checksum = file_checksum(path)  # what a network spoils may come right the second time
+        else:
+            size, checksum = sizes[record.path] if record.path in sizes else path.stat().st_size, record.xxh3
     except FileNotFoundError:
         return f"{record.path}: missing"
+    except StorageError:  # that nobody can read it now does not mean that it is damaged
+        raise
     except OSError as error:
         return f"{record.path}: cannot be read ({error.strerror})"
     if size != record.bytes:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from neuronlake.store.errors import DamageError, InputError, StorageError
 from neuronlake.store.files import FileRecord, read_checked, storage_error, sync_folder, write_plain
 from neuronlake.store.kept import WEIGHTS, discard, kept_record, kept_results, publish, staging
+from neuronlake.store.objects import LakePath
 from neuronlake.store.sharded import ShardedArray, write_sharded
 from neuronlake.store.tables import to_parquet
 
@@ -43,7 +44,7 @@ class Weights:
     Every method raises DamageError where a file is not what was written.
     """
 
-    root: Path
+    root: LakePath
     name: str
     record: Mapping[str, Any] = field(repr=False)
 
@@ -79,11 +80,11 @@ class Weights:
         return ShardedArray(self._folder / EMBEDDINGS).read_part(0).astype(np.float32)
 
     @property
-    def _folder(self) -> Path:
+    def _folder(self) -> LakePath:
         return self.root / WEIGHTS / self.name
 
 
-def find_weights(root: Path, model: Any, *, full: bool = False) -> Weights | None:
+def find_weights(root: LakePath, model: Any, *, full: bool = False) -> Weights | None:
     """Return the kept weights of a model (its SHA-256), or None.
 
     Parameters
@@ -108,7 +109,7 @@ def find_weights(root: Path, model: Any, *, full: bool = False) -> Weights | Non
     return Weights(root=root, name=name, record=record)
 
 
-def open_weights(root: Path, model: Any) -> Weights:
+def open_weights(root: LakePath, model: Any) -> Weights:
     """Return the kept weights of a model.
 
     Raises
@@ -125,7 +126,7 @@ def open_weights(root: Path, model: Any) -> Weights:
 
 
 def keep_weights(
-    root: Path,
+    root: LakePath,
     record: Mapping[str, Any],
     arrays: Mapping[str, tuple[tuple[int, ...], Any, Part]],
     tokens: Mapping[int, str],
@@ -170,7 +171,7 @@ def neuron_arrays(listed: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
     }
 
 
-def _make(root: Path) -> str:
+def _make(root: LakePath) -> str:
     return f"`neuronlake weights {root} --model PATH|ID`"
 
 
@@ -179,7 +180,7 @@ def _name(model: str) -> str:
 
 
 @contextmanager
-def _staging(root: Path, name: str) -> Iterator[Path]:
+def _staging(root: LakePath, name: str) -> Iterator[Path]:
     with staging(root, name, kept=WEIGHTS) as folder:
         try:
             yield folder

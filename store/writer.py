@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -17,9 +16,11 @@ import neuronlake.store.layout as layout
 from neuronlake.store.buffer import BlockBuffer
 from neuronlake.store.commits import Commit, commit_checksum, write_commit
 from neuronlake.store.encodings import checksum, get_encoding
-from neuronlake.store.files import FileRecord, StagedFile, sync_folder, write_file
+from neuronlake.store.errors import StorageError
+from neuronlake.store.files import FileRecord, StagedFile, StagedObject, stage, sync_folder
 from neuronlake.store.index import block_flags, keep_block, merge_many
 from neuronlake.store.index_build import BlockIndexer
+from neuronlake.store.objects import LakePath
 from neuronlake.store.parallel import usable_cpus
 from neuronlake.store.plan_record import read_plan_record
 from neuronlake.store.quantise import expand, quantise
@@ -64,7 +65,7 @@ class BlockWriter:
 
     def __init__(
         self,
-        root: Path,
+        root: LakePath,
         spec: LakeSpec,
         *,
         threads: int | None = None,
@@ -163,7 +164,7 @@ class BlockWriter:
         """
         path = layout.shard_path(site, layer, block)
         scales: list[NDArray[np.float32]] = []
-        staged = StagedFile(self._root, path, self._encoded(site, layer, block, buffer, scales))
+        staged = stage(self._root, path, self._encoded(site, layer, block, buffer, scales), new=True)
         return _EncodedLayer(file=self._publishers.submit(self._publish, staged), scales=scales)
 
     def _encoded(
@@ -197,8 +198,14 @@ class BlockWriter:
             setattr(self._local, name, np.empty(shape, dtype=dtype))
         return getattr(self._local, name)  # type: ignore[no-any-return]
 
-    def _publish(self, staged: StagedFile) -> FileRecord:
-        record = staged.publish()
+    def _publish(self, staged: StagedFile | StagedObject) -> FileRecord:
+        try:
+            record = staged.publish()
+        except FileExistsError as error:
+            raise StorageError(
+                f"{error.filename} holds other bytes, of a run that was stopped or goes on elsewhere, and stays as it is: "
+                f"if nobody else extracts, run `neuronlake verify {self._root} --repair`, then the same command again"
+            ) from None
         self.bytes_written += record.bytes  # approximate under threads: for display only
         return record
 
@@ -223,7 +230,8 @@ class BlockWriter:
                 parts = [encoded[site, layer].scale_parts(self._spec.width(site)) for layer in self._spec.layers]
                 index = build_index([sum(map(len, part)) for part in parts])
                 path = layout.scales_path(site, block)
-                records.append(write_file(self._root, path, [*chain.from_iterable(parts), index]))
+                staged = stage(self._root, path, [*chain.from_iterable(parts), index], new=True)
+                records.append(self._publish(staged))
                 sync_folder((self._root / path).parent)
         if not write_commit(self._root, Commit(block=block, rows=rows, provenance=provenance, files=tuple(records))):
             self.overtaken.add(block)

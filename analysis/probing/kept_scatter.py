@@ -19,7 +19,7 @@ from neuronlake.analysis.probing.features import FeatureSet, whole_layers
 from neuronlake.analysis.probing.matrix import LakeMatrix
 from neuronlake.analysis.probing.scatter import Scatter, centre_of, gather_scatter
 from neuronlake.analysis.source import LakeSource, versions
-from neuronlake.store.arrays import create_array
+from neuronlake.store.arrays import create_array, open_array
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.kept import COVARIANCES, discard, kept_record, kept_results, publish, staging
 from neuronlake.store.lake import Lake
@@ -94,8 +94,6 @@ def _find(
     lake: Lake, prefix: str, key: Mapping[str, Any], checksums: Mapping[int, str]
 ) -> tuple[Scatter | None, frozenset[int]]:
     """What is kept of that key, all of its blocks unchanged, and these blocks. What is damaged is removed."""
-    import zarr
-
     for name in kept_results(lake.path, kept=COVARIANCES):
         if not name.startswith(f"{prefix}-"):
             continue
@@ -105,7 +103,9 @@ def _find(
             if record["key"] != key or any(checksums.get(block) != known for block, known in covered.items()):
                 continue
             folder = lake.path / COVARIANCES / name
-            centre, total, packed = (np.asarray(zarr.open_array(folder / each, mode="r")[...]) for each in _ARRAYS)
+            centre, total, packed = (np.asarray(open_array(folder / each)[...]) for each in _ARRAYS)
+        except StorageError:
+            raise
         except (DamageError, OSError, ValueError, RuntimeError, KeyError, TypeError):  # of the codecs and the metadata
             with suppress(StorageError):
                 discard(lake.path, name, kept=COVARIANCES)
