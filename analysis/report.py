@@ -10,6 +10,7 @@ from neuronlake.analysis.report_text import METHODS, OF_OTHERS, OF_OURS, OF_PAPE
 
 _NAMED = 5  # neurons per tag in the table
 _CAPTIONS = {
+    "concepts": "CAV's balanced accuracy by layer and tag, and what CAR adds.",
     "layers": "In which layers the best key neurons of every tag lie.",
     "overlap": "Overlap of the best key neurons between tags.",
     "intersections": "How many of the best key neurons belong to exactly which classes.",
@@ -179,7 +180,8 @@ def _neuron(entry: Mapping[str, Any] | None) -> list[str]:
 
 
 def _probes(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Block]:
-    best = _best(result)
+    best, layer = _best(result), result["best_layer"]
+    concepts = result["concepts"]
     blocks: list[Block] = [
         Text(
             f"Learned on {best['n_train']:,} tokens of {best['n_train_documents']:,} training documents, tested on "
@@ -203,25 +205,16 @@ def _probes(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[
     blocks += [
         Heading("Concepts: a direction or a region?", 3),
         Text(
-            f"Each class against all other words, on the classes' key neurons of layer {result['best_layer']}: CAV, a "
-            "direction, and CAR, a region. Balanced accuracy is 0.5 by chance."
+            "Each tag against all other words, on its own key neurons of the layer: CAV, a direction, and CAR, a region. "
+            f"Balanced accuracy is 0.5 by chance; random neurons (accuracy) in the classes' best layer, {layer}."
         ),
         Grid(
-            ["class", "method", ">neurons", ">balanced accuracy", ">accuracy", ">F1", ">random neurons (accuracy)"],
-            [
-                [
-                    each["concept"],
-                    each["classifier"].upper(),
-                    f"{each['n_features']:,}",
-                    _number(each["balanced_accuracy"]),
-                    _number(each["accuracy"]),
-                    _number(each["per_tag"][each["concept"]]["f1"]),
-                    _number(each["controls"].get("random_neurons", {}).get("accuracy")),
-                ]
-                for each in result["concepts"]
-            ],
+            ["tag", ">layers", ">CAV, best", ">in layer", ">CAR, best", ">in layer", ">CAR above CAV in",
+             f">neurons, layer {layer}", ">CAV", ">accuracy", ">random neurons"],
+            [_concept(concepts, tag, layer) for tag in dict.fromkeys(each["concept"] for each in concepts)],
         ),
-    ]
+        *(pictures[name] for name in ("concepts",) if name in pictures),
+    ]  # fmt: skip
     if result["test"] is not None:
         blocks += [
             Heading("On another corpus", 3),
@@ -231,6 +224,31 @@ def _probes(result: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[
             mine = [each for each in result["transfer"] if (each["task"], each["shift"]) == (task, shift)]
             blocks += [Text(f"{task}, shift {shift}:"), _probe_grid(mine)]
     return blocks
+
+
+def _concept(concepts: Sequence[Mapping[str, Any]], tag: str, layer: int) -> list[str]:
+    """Cells of one tag."""
+    found = {
+        kind: {each["layer"]: each for each in concepts if (each["concept"], each["classifier"]) == (tag, kind)}
+        for kind in ("cav", "car")
+    }
+    cells = [tag, f"{len(found['cav'])}"]
+    for scores in found.values():
+        best = max(scores.values(), key=lambda each: (each["balanced_accuracy"], -each["layer"]))
+        cells += [_number(best["balanced_accuracy"]), str(best["layer"])]
+    above = sum(each["balanced_accuracy"] > found["cav"][at]["balanced_accuracy"] for at, each in found["car"].items())
+    cells.append(f"{above} of {len(found['car'])}")
+    if layer not in found["cav"]:
+        return [*cells, "0", "–", "–", "–"]
+    here = found["cav"][layer]
+    random = here["controls"].get("random_neurons", {}).get("accuracy")
+    return [
+        *cells,
+        f"{here['n_features']:,}",
+        _number(here["balanced_accuracy"]),
+        _number(here["accuracy"]),
+        _number(random),
+    ]
 
 
 def _probe_grid(probes: Sequence[Mapping[str, Any]]) -> Grid:

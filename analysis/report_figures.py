@@ -8,6 +8,7 @@ import numpy as np
 from neuronlake.analysis.figure_key_neurons import key_neuron_layers, key_neuron_overlap, key_neuron_upset
 from neuronlake.analysis.figure_lesions import lesion_matrix, own_effects
 from neuronlake.analysis.lesion_effects import Change, Effect
+from neuronlake.analysis.probing.figure_concepts import concepts_by_layer
 from neuronlake.analysis.probing.figures import accuracy_by_layer
 from neuronlake.store.files import make_folder
 
@@ -32,7 +33,8 @@ def draw_report_figures(result: dict[str, Any], folder: Path) -> dict[str, str]:
     make_folder(folder)
     key, settings = result["key_neurons"], result["settings"]
     tags, classes = key["tags"], settings["classes"]
-    how = f"{result['model']['name']} · {settings['method']} · at most {settings['lesion_k']:,} per tag, of all layers"
+    whose = f"{result['model']['name']} · {settings['method']}"
+    how = f"{whose} · at most {settings['lesion_k']:,} per tag, of all layers"
     drawn = {
         "layers": key_neuron_layers(
             np.array(key["best_by_layer"]), tags, key["layers"], folder / "layers.png", subtitle=how
@@ -50,6 +52,12 @@ def draw_report_figures(result: dict[str, Any], folder: Path) -> dict[str, str]:
         if len(probes) > 1:
             rows = [row for probe in probes for row in probe["rows"]]
             drawn[name] = accuracy_by_layer(rows, folder / f"{name}.png")
+    if len({each["layer"] for each in result["concepts"]}) > 1:
+        drawn["concepts"] = concepts_by_layer(
+            result["concepts"],
+            folder / "concepts.png",
+            subtitle=f"{whose} · on the tag's own key neurons of the layer",
+        )
     effects = [effect_of(each) for each in result["lesions"]["lesions"]]
     text = result["lesions"]["text"]
     of_text = f"{how}, set to zero · {text['targets']:,} words of {text['documents']:,} documents"

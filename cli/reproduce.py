@@ -68,6 +68,13 @@ def add_commands(commands: Any) -> None:
         help="label of the token's own word (0), or of the word K words later (default: 0 1)",
     )
     probes.add_argument("--layers", type=int, nargs="+", metavar="L", help="classifiers on these only (default: each)")
+    probes.add_argument(
+        "--train-tokens",
+        type=per_tag,
+        default=50_000,
+        metavar="N",
+        help="words' tokens to learn from, of training documents drawn at random, or all of them (default: 50,000)",
+    )
     probes.add_argument("--random-draws", type=int, default=5, metavar="N", help="of random neurons (default: 5)")
     lesions = parser.add_argument_group("lesions")
     lesions.add_argument("--tokens", type=int, default=2000, metavar="N", help="words to predict, at least (default: 2000)")
@@ -96,6 +103,7 @@ def _run(options: argparse.Namespace) -> int:
         shifts=tuple(dict.fromkeys(options.shift)),
         layers=None if options.layers is None else tuple(sorted(set(options.layers))),
         random_draws=options.random_draws,
+        train_tokens=options.train_tokens,
         lesion_k=options.lesion_k,
         random=options.random,
         tokens=options.tokens,

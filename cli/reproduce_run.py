@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuronlake.analysis.execute import run_all
+from neuronlake.analysis.probing.sampled import BINARY
 from neuronlake.analysis.report import report_blocks
 from neuronlake.analysis.report_figures import draw_report_figures
 from neuronlake.analysis.report_render import to_html, to_markdown
@@ -27,6 +30,7 @@ from neuronlake.cli.reproduce_steps import (
 )
 from neuronlake.store.errors import DamageError, InputError, StorageError
 from neuronlake.store.files import make_folder, read_error, seal, unseal, write_file
+from neuronlake.store.parallel import usable_cpus
 
 if TYPE_CHECKING:
     from neuronlake.extractor.source import ModelSource
@@ -38,7 +42,7 @@ VERSION = 1
 MOST_TOGETHER = 16_384
 """Neurons of one classifier: with more, a tile of its features takes gigabytes."""
 _DECISIVE = ("device", "batch_targets")  # of how a model is run: they move the last bits
-_FEW_DRAWS = 2  # of random neurons, where there are thousands of them
+_FEW_DRAWS, _MANY = 2, 1000  # draws of random neurons, where there are more than so many
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -51,8 +55,15 @@ class Steps:
     base: dict[str, Any]
     """What all of them depend on."""
 
-    def get(self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def get(
+        self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]], *, beside: int = 1
+    ) -> dict[str, Any]:
         """Return the result of a step, with its `seconds`; computed unless it is kept.
+
+        Parameters
+        ----------
+        beside
+            Steps that run at the same time: each counts for its share of the time.
 
         Raises
         ------
@@ -69,7 +80,7 @@ class Steps:
             raise read_error(error, self.folder / path) from error
         began = time.monotonic()
         # through JSON, so that a result is the same whether it was kept or not
-        result = {**json.loads(json.dumps(compute(), allow_nan=False)), "seconds": time.monotonic() - began}
+        result = {**json.loads(json.dumps(compute(), allow_nan=False)), "seconds": (time.monotonic() - began) / beside}
         write_file(self.folder, path, [seal({"key": whole, "result": result})])
         return result
 
@@ -180,17 +191,33 @@ def _probes(study: Study, key: dict[str, Any], steps: Steps, progress: Progress)
     if not settings.classes_only:
         tasks.append(("tags", None, settings.shifts[0]))
 
-    def fit(place: dict[str, Any], neurons: list[tuple[int, int]], **how: Any) -> dict[str, Any]:
+    def fit(place: dict[str, Any], neurons: list[tuple[int, int]], *, beside: int = 1, **how: Any) -> dict[str, Any]:
         how = {"random_draws": settings.random_draws, "tag": None, **how}
         name = f"{how['classifier']}-{place['where']}" + ("-transfer" if how.get("transfer") else "")
-        about = {"neurons": _digest(neurons), "draws": settings.draws, "place": place, **how}
+        about = {
+            "neurons": _digest(neurons),
+            "draws": settings.draws,
+            "train_tokens": settings.train_tokens,
+            "place": place,
+            **how,
+        }
         if how.get("transfer"):
             about["other"] = study.test.fingerprint if study.test else None
         elif study.elsewhere:
             about["other"] = study.on.fingerprint
-        return {**place, **steps.get(name, about, lambda: classify(study, neurons, **how))}
+        return {**place, **steps.get(name, about, lambda: classify(study, neurons, **how), beside=beside)}
 
-    found: list[dict[str, Any]] = []
+    def fit_all(title: str, work: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of one layer side by side, then those of several, which take more memory, one after the other."""
+        of_layers = [each for each in work if each["place"]["layer"] is not None]
+        with progress(title) as report:
+            threads = min(usable_cpus(), max(1, len(of_layers)))
+            done = run_all(partial(fit, beside=threads), of_layers, blas=True, progress=lambda n, _: report(n, len(work)))
+            for each in (each for each in work if each["place"]["layer"] is None):
+                done.append(fit(**each))
+                report(len(done), len(work))
+        return done
+
     skipped: list[str] = []
     places: list[tuple[dict[str, Any], list[tuple[int, int]], list[str] | None, int]] = []
     for task, tags, shift in tasks:
@@ -210,32 +237,42 @@ def _probes(study: Study, key: dict[str, Any], steps: Steps, progress: Progress)
                 )
             else:
                 places.append(({"task": task, **place}, neurons, tags, shift))
-    work = [(classifier, *each) for classifier in CLASSIFIERS for each in places]
-    with progress("classifiers") as report:
-        for done, (classifier, place, neurons, tags, shift) in enumerate(work):
-            report(done, len(work))
-            draws = min(_FEW_DRAWS, settings.random_draws) if place["where"] == "all" else settings.random_draws
-            found.append(fit(place, neurons, classifier=classifier, shift=shift, tags=tags, random_draws=draws))
+    work: list[dict[str, Any]] = [
+        {"place": place, "neurons": neurons, "tags": tags, "shift": shift, "classifier": classifier}
+        for classifier in CLASSIFIERS
+        for place, neurons, tags, shift in places
+    ]
+    for each in work:
+        if len(each["neurons"]) > _MANY:
+            each["random_draws"] = min(_FEW_DRAWS, settings.random_draws)
+    found = fit_all("classifiers", work)
     by_layer = [each for each in found if _of_best(each, study)]
     if not by_layer:
         raise InputError(f"no layer has key neurons of {', '.join(classes)}: raise --fdr or --per-tag")
     best = max(by_layer, key=lambda each: (each["accuracy"], -each["layer"]))["layer"]
-    mine = layer_neurons(key, classes, best)
-    with progress("concepts") as report:
-        concepts: list[dict[str, Any]] = []
-        for done, tag in enumerate(classes):
-            report(done, len(classes))
-            place = {"task": "concept", "where": f"layer-{best}", "layer": best, "concept": tag}
-            for classifier in ("cav", "car"):
-                how = {"classifier": classifier, "shift": settings.shifts[0], "tags": None, "tag": tag}
-                concepts.append(fit(place, mine, **how))
+    concepts = fit_all(
+        "concepts",
+        [
+            {
+                "place": {"task": "concept", "where": f"layer-{layer}", "layer": layer, "concept": tag},
+                "neurons": neurons,
+                "tags": None,
+                "tag": tag,
+                "shift": settings.shifts[0],
+                "classifier": classifier,
+                "random_draws": settings.random_draws if layer == best else 0,
+            }
+            for tag in (classes if settings.classes_only else key["tags"])
+            for layer in layers
+            if (neurons := layer_neurons(key, [tag], layer))
+            for classifier in BINARY
+        ],
+    )
     transfer: list[dict[str, Any]] = []
     if study.test is not None:
-        with progress("other lake") as report:
-            for done, (classifier, place, neurons, tags, shift) in enumerate(work):
-                report(done, len(work))
-                if place["where"] in {f"layer-{best}", f"layer-{layers[-1]}", "best"}:
-                    transfer.append(fit(place, neurons, classifier=classifier, shift=shift, tags=tags, transfer=True))
+        wanted = {f"layer-{best}", f"layer-{layers[-1]}", "best"}
+        again = [{**each, "transfer": True} for each in work if each["place"]["where"] in wanted]
+        transfer = fit_all("other lake", again)
     return {"probes": found, "best_layer": best, "concepts": concepts, "transfer": transfer, "skipped": skipped}
 
 

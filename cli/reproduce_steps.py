@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.key_neurons import ATTRIBUTION, SURROGATE, choose_key_neurons, key_list, ranker_scores, scores_of
-from neuronlake.analysis.labels import token_labels
+from neuronlake.analysis.labels import LabelVector, token_labels
 from neuronlake.analysis.neuron_sets import NeuronSet
 from neuronlake.analysis.probing.probes import check_same_model, probe
 from neuronlake.analysis.probing.splits import Split, split_documents
@@ -64,6 +64,8 @@ class StudySettings:
     """Classifiers on the key neurons of these; None means each."""
     random_draws: int = 5
     """Draws of as many random neurons, per classifier."""
+    train_tokens: int | None = 50_000
+    """Words' tokens that classifiers are learned on, of whole training documents drawn at random; None takes all."""
     lesion_k: int = 200
     """Key neurons of every tag, of all layers, that are lesioned together."""
     random: int = 20
@@ -85,8 +87,9 @@ class StudySettings:
         for name, smallest in least.items():
             if (given := getattr(self, name)) < smallest:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {smallest}, got {given}")
-        if self.per_tag is not None and self.per_tag < 1:
-            raise InputError(f"--per-tag must be at least 1, got {self.per_tag}")
+        for name in ("per_tag", "train_tokens"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {given}")
         if not 0 < self.fdr <= 1:
             raise InputError(f"--fdr must be above 0 and at most 1, got {self.fdr}")
 
@@ -99,13 +102,30 @@ class Study:
     test: Lake | None
     on: Lake
     settings: StudySettings
-    tags: tuple[str, ...]
+    labels: LabelVector = field(repr=False)
+    """Of the lake's words, by their last token."""
     split: Split = field(repr=False)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Of the label."""
+        return tuple(self.labels.tags)
 
     @property
     def train_where(self) -> str:
         """SQL of the documents that neurons are chosen and classifiers learned on."""
         return _documents(self.split.train)
+
+    @property
+    def learn_where(self) -> str:
+        """SQL of the training documents that classifiers are learned on: drawn until they hold `train_tokens`."""
+        most, labels = self.settings.train_tokens, self.labels
+        if most is None:
+            return self.train_where
+        order = np.random.default_rng(self.settings.seed).permutation(self.split.train)
+        documents, counts = np.unique(labels.documents[labels.codes >= 0], return_counts=True)
+        held = np.cumsum(counts[np.searchsorted(documents, order)])
+        return _documents(np.sort(order[: max(2, int(np.searchsorted(held, most)) + 1)]))
 
     @property
     def test_where(self) -> str:
@@ -156,7 +176,7 @@ def begin(lake: Lake, settings: StudySettings, *, test: Lake | None, on: Lake | 
         split = Split(unit="document", train=train, test=train[:0], test_share=0, seed=settings.seed)
     if len(split.train) < 2:
         raise InputError(f"{lake.path} has {len(split.train)} document to learn from: a classifier needs two or more")
-    return Study(lake=lake, test=test, on=on or lake, settings=settings, tags=labels.tags, split=split)
+    return Study(lake=lake, test=test, on=on or lake, settings=settings, labels=labels, split=split)
 
 
 def explain(
@@ -301,7 +321,7 @@ def classify(
         study.lake,
         study.settings.by,
         test=there,
-        where=study.train_where,
+        where=study.learn_where,
         test_where=_EVERYTHING if there is not None else study.test_where,
         tags=tags,
         tag=tag,

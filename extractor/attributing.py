@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuronlake.extractor.families import Neurons, find_neurons, is_causal, width_in
-from neuronlake.extractor.model import choose_device, choose_dtype, context_length, missing_weights
+from neuronlake.extractor.model import choose_device, context_length
 from neuronlake.extractor.own_attention import NAME, CleanAttention, attending, register
 from neuronlake.extractor.source import ModelSource
-from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
+from neuronlake.extractor.transformers_glue import first_line, quiet_transformers
+from neuronlake.extractor.with_head import load_with_head, read_config
 from neuronlake.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,13 +106,8 @@ class AttributionModel:
         InputError
             When they cannot be read, are quantised, or the model is none whose neurons can be attributed to.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         device = choose_device(device)
-        try:
-            config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        except LOAD_ERRORS as error:
-            raise InputError(f"could not read the model in {source.folder}: {first_line(error)}") from error
+        config = read_config(source, trust_remote_code=trust_remote_code)
         if (quantised := getattr(config, "quantization_config", None)) is not None:
             kind = quantised.get("quant_method", "") if isinstance(quantised, Mapping) else type(quantised).__name__
             raise InputError(
@@ -120,21 +116,7 @@ class AttributionModel:
             )
         if not is_causal(config):
             raise _not_causal(config.model_type)
-        try:
-            with quiet_transformers():
-                model, loading = AutoModelForCausalLM.from_pretrained(
-                    source.folder,
-                    dtype=choose_dtype(dtype, device),
-                    trust_remote_code=trust_remote_code,
-                    output_loading_info=True,
-                )
-        except LOAD_ERRORS as error:
-            raise InputError(f"could not load the model in {source.folder}: {first_line(error)}") from error
-        if missing := missing_weights(model, model, loading):
-            raise InputError(
-                f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, first "
-                f"{missing[0]}; attribution needs the language-model head"
-            )
+        model = load_with_head(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         return cls(model, device=device)
 
     def provenance(self) -> dict[str, Any]:

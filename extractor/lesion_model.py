@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from neuronlake.extractor.batching import plan_batches
 from neuronlake.extractor.families import Neurons, find_neurons, is_causal, width_in
 from neuronlake.extractor.lesion_text import LesionText
-from neuronlake.extractor.model import choose_device, choose_dtype, missing_weights
+from neuronlake.extractor.model import choose_device
 from neuronlake.extractor.source import ModelSource
-from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
+from neuronlake.extractor.with_head import load_with_head, read_config
 from neuronlake.store.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,33 +113,13 @@ class LesionModel:
             When the weights cannot be read, the model does not predict the next token (an encoder), or its neurons are
             those of experts.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         device = choose_device(device)
-        unreadable = f"could not load {source.name} as a model that predicts the next token"
-        try:
-            config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        except LOAD_ERRORS as error:
-            raise InputError(f"{unreadable}: {first_line(error)}") from error
+        config = read_config(source, trust_remote_code=trust_remote_code)
         if config.is_encoder_decoder:
             raise InputError(
                 f"{source.name} is an encoder–decoder: its neurons are the encoder's, which predicts no next word"
             )
-        try:
-            with quiet_transformers():
-                model, loading = AutoModelForCausalLM.from_pretrained(
-                    source.folder,
-                    dtype=choose_dtype(dtype, device),
-                    trust_remote_code=trust_remote_code,
-                    output_loading_info=True,
-                )
-        except LOAD_ERRORS as error:
-            raise InputError(f"{unreadable}: {first_line(error)}") from error
-        if missing := missing_weights(model, model, loading):
-            raise InputError(
-                f"{source.folder}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}"
-                ": it was not trained to predict the next token"
-            )
+        model = load_with_head(source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         neurons = find_neurons(model, module=module)
         if neurons.moe:
             raise InputError(

@@ -16,7 +16,7 @@ from neuronlake.analysis.probing.closed_form import standard_of_scatter
 from neuronlake.analysis.probing.features import chosen_neurons, whole_layers
 from neuronlake.analysis.probing.kept_scatter import scatter_of_rows
 from neuronlake.analysis.probing.linear import Problem, predict
-from neuronlake.analysis.probing.matrix import ArrayMatrix, LakeMatrix, stream
+from neuronlake.analysis.probing.matrix import ArrayMatrix, LakeMatrix, _Tiles, stream
 from neuronlake.analysis.probing.scatter import centre_of, gather_scatter, gather_sums
 from neuronlake.analysis.probing.selection import select_forward
 from neuronlake.analysis.probing.streaming import fit_streaming
@@ -51,6 +51,29 @@ def test_a_lake_matrix_reads_rows_and_neurons_in_order():
     assert whole.shape == (rows.sum(), 20)
     seen = np.concatenate([values.copy() for _, values in stream(whole)])
     np.testing.assert_array_equal(seen, np.concatenate([lake.stored(layer)[rows] for layer in (0, 2)], axis=1))
+
+
+def test_tiles_are_kept_within_a_common_budget_which_is_given_back(monkeypatch):
+    lake = MemoryLake(documents=5, encoding="float32")
+    rows = np.random.default_rng(0).random(len(lake.blocks) * lake.block_rows) < 0.3
+    features = chosen_neurons(lake, ["L0.N7", "L2.N1", "L2.N8"])
+    read, reads = lake.read_block, []
+    monkeypatch.setattr(lake, "read_block", lambda **what: reads.append(what["block"]) or read(**what), raising=False)
+    sizes = [4 * 3 * (tile.stop - tile.start) for tile in LakeMatrix(lake, features, rows).tiles]
+    monkeypatch.setattr(_Tiles, "_free", sum(sizes[:2]))  # of more tiles than two
+    assert len(sizes) > 2
+    matrix = LakeMatrix(lake, features, rows, keep=True)
+    first = np.asarray(matrix)
+    assert len(reads) == 2 * len(sizes)  # two layers
+    again = np.asarray(matrix.scaled(np.full(3, 2.0), np.full(3, 0.5)))
+    assert len(reads) == 2 * len(sizes) + 2 * (len(sizes) - 2)
+    np.testing.assert_array_equal(again, (first - np.float32(2)) * np.float32(0.5))
+    assert _Tiles._free < min(sizes)
+    other = LakeMatrix(lake, features, rows, keep=True)
+    np.testing.assert_array_equal(np.asarray(other), first)
+    np.testing.assert_array_equal(np.asarray(other[np.arange(5)]), first[:5])  # other rows are other tiles
+    del matrix, other
+    assert _Tiles._free == sum(sizes[:2])
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,15 @@ def test_both_reports_and_nothing_done_twice(
         assert cells[7] == f"{max(effect['random']):.3f}"  # of three random sets
         assert cells[-1] == ("yes" if effect["selectivity"]["value"] > 0 and effect["exceeded"] == 1 else "no")
     for tag in ("NOUN", "VERB", "DET"):
+        mine = [each for each in result["concepts"] if each["concept"] == tag]
+        assert [(each["layer"], each["classifier"]) for each in mine] == [(0, "cav"), (0, "car"), (1, "cav"), (1, "car")]
+        assert {each["n_features"] for each in mine} <= set(range(1, 9))
+        cav, car = ([each["balanced_accuracy"] for each in mine[start::2]] for start in (0, 1))
+        cells = line_of(markdown, tag, "2", f"{max(cav):.3f}")
+        assert cells[3:7] == [
+            str(cav.index(max(cav))), f"{max(car):.3f}", str(car.index(max(car))),
+            f"{sum(region > direction for region, direction in zip(car, cav, strict=True))} of 2",
+        ]  # fmt: skip
         best = result["key_neurons"]["best"][tag]
         assert len(best) == 6
         assert best[0]["name"] in line_of(markdown, tag, "20")
@@ -182,6 +193,26 @@ def test_other_methods_and_another_text(run: Run, world: World, other: Path, tmp
     assert ("Completeness: sums miss" in markdown) == (method == "ig")
 
 
+def test_classifiers_learn_on_documents_that_hold_enough_tokens(world: World) -> None:
+    lake = open_lake(world.lake)
+    few = {"classes": ("NOUN", "VERB"), "k": 8, "lesion_k": 6}
+    words = token_labels(lake, "upos", subword="last")
+    held = Counter(words.documents[words.codes >= 0].tolist())
+    chosen: list[set[int]] = []
+    for tokens in (1, 30, 60, 10**6, None):
+        study = begin(lake, StudySettings(**few, train_tokens=tokens), test=None, on=None)  # type: ignore[arg-type]
+        found = set(map(int, re.findall(r"\d+", study.learn_where)))
+        assert found <= set(study.split.train.tolist())
+        assert sum(held[document] for document in found) >= min(
+            tokens or 10**6, sum(held[d] for d in study.split.train.tolist())
+        )
+        chosen.append(found)
+    assert len(chosen[0]) == 2  # a classifier needs as many
+    assert all(fewer <= more for fewer, more in pairwise(chosen))
+    assert sum(held[document] for document in chosen[1]) < 30 + max(held.values()) or len(chosen[1]) == 2
+    assert chosen[-1] == chosen[-2] == set(study.split.train.tolist())
+
+
 def test_text_of_the_corpus_is_text(world: World, tmp_path: Path, run: Run) -> None:
     treebank = tmp_path / "evil.conllu"
     treebank.write_text(world.treebank.read_text().replace("\tNOUN\t", f"\t{EVIL}\t"))
@@ -226,6 +257,7 @@ def test_what_cannot_be_done_is_refused(run: Run, world: World, tmp_path: Path) 
         (("--test-share", 0.1, "--on", world.lake), "give one of the two"),
         (("--on", world.lake), "holds the same tokens"),
         (("--per-tag", 0), "--per-tag must be at least 1"),
+        (("--train-tokens", 0), "--train-tokens must be at least 1"),
         (("--per-tag", "some"), "expected a number or all"),
         (("--tokens", 0), "--tokens must be at least 1"),
         (("--fdr", 0), "--fdr must be above 0"),

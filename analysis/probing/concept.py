@@ -17,6 +17,7 @@ from neuronlake.store.errors import InputError
 
 _GAMMA_FACTORS = (1 / 16, 1 / 4, 1.0, 4.0)
 _VALIDATION_SHARE = 0.25
+_ROWS = 1024  # × 2,000 support vectors × 8 bytes = 16 MB
 
 
 class _BinaryProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -214,7 +215,22 @@ class CARProbe(_BinaryProbe):
         """Σ α·k(x, support vector) + bias, float64 (n,); above zero within the region."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        found: NDArray[np.float64] = self.machine_.decision_function(X)
+        # As the machine's own, but distances by a matrix product: a tenth of the time. Centred, so that little cancels.
+        support, weights = self.machine_.support_vectors_, self.machine_.dual_coef_[0]
+        centre = support.mean(axis=0)
+        support = support - centre
+        lengths = np.einsum("ij,ij->i", support, support)
+        found = np.empty(len(X))
+        for first in range(0, len(X), _ROWS):
+            values = X[first : first + _ROWS] - centre
+            squares = values @ support.T
+            squares *= -2.0
+            squares += lengths
+            squares += np.einsum("ij,ij->i", values, values)[:, None]
+            np.maximum(squares, 0.0, out=squares)
+            squares *= -self.gamma_
+            found[first : first + _ROWS] = np.exp(squares, out=squares) @ weights
+        found += self.machine_.intercept_[0]
         return found
 
     def _try(

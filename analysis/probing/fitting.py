@@ -70,7 +70,7 @@ class Fitting:
         self.features = features
         self.tags = len(task.train.tags)
         self._check_memory()
-        self._matrix = LakeMatrix(source, features, task.train_rows)
+        self._matrix = LakeMatrix(source, features, task.train_rows, keep=settings.classifier in (*LOSSES, ELASTIC_NET))
         self._test = LakeMatrix(task.test_source, features, task.test_rows)
 
     @cached_property

@@ -1,5 +1,7 @@
 """Rows × features, read tile by tile and never held whole: of a lake, or of an array in memory."""
 
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -14,6 +16,7 @@ from neuronlake.store.errors import InputError
 
 _ARRAY_TILE_ROWS = 8192
 _ALONE_BYTES = 512 << 20  # tiles above 512 MiB are read one at a time
+_KEPT_BYTES = 3 << 30  # 3 GiB of tiles, of all matrices together, are kept for the next pass
 
 
 class Matrix(Protocol):
@@ -46,13 +49,21 @@ class LakeMatrix:
     """Some rows × some neurons of a lake, float32. A tile is what a block holds of them.
 
     Not safe to read from several threads at once.
+
+    Parameters
+    ----------
+    rows
+        Which of the lake's committed rows there are, in block order.
+    keep
+        Keep tiles in memory, as far as all matrices together stay below 3 GiB: for whoever passes over them many times.
+        A few neurons of every layer take the decoding of nearly all of them.
     """
 
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def __init__(self, source: LakeSource, features: FeatureSet, rows: NDArray[np.bool_]):
-        """`rows` says which of the lake's committed rows there are, in block order."""
+    def __init__(self, source: LakeSource, features: FeatureSet, rows: NDArray[np.bool_], *, keep: bool = False):
         self._source, self._features = source, features
+        self._kept = _Tiles() if keep else None
         self.rows = rows
         size = features.size
         self._centre, self._factor = np.zeros(size, dtype=np.float32), np.ones(size, dtype=np.float32)
@@ -72,13 +83,22 @@ class LakeMatrix:
 
     def read(self, tile: int, out: NDArray[Any]) -> None:
         """Read a tile into `out`, (its rows, features)."""
+        values = None if self._kept is None else self._kept.get(tile)
+        if values is not None:
+            out[...] = values
+        else:
+            self._decode(tile, out)
+            if self._kept is not None:
+                self._kept.put(tile, out)
+        scale(out, self._centre, self._factor)
+
+    def _decode(self, tile: int, out: NDArray[Any]) -> None:
         block, rows = self._blocks[tile]
         for (layer, chosen), part in zip(self._features.columns, self.parts, strict=True):
             if chosen is None:
                 self._source.read_block(layer=layer, block=block, neurons=None, rows=rows, out=out[:, part])
             else:
                 out[:, part] = self._source.read_block(layer=layer, block=block, neurons=chosen)[rows]
-        scale(out, self._centre, self._factor)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """Read all of it into memory: what NumPy, and estimators that cannot do with tiles, ask for."""
@@ -115,12 +135,43 @@ class LakeMatrix:
 
     def scaled(self, centre: NDArray[np.float64], factor: NDArray[np.float64]) -> "LakeMatrix":
         """Return the matrix of (x − centre)·factor, computed as it is read; centre and factor (features,)."""
-        return self._other(self.rows, centre.astype(np.float32), factor.astype(np.float32))
+        other = self._other(self.rows, centre.astype(np.float32), factor.astype(np.float32))
+        other._kept = self._kept
+        return other
 
     def _other(self, rows: NDArray[np.bool_], centre: NDArray[np.float32], factor: NDArray[np.float32]) -> "LakeMatrix":
         other = LakeMatrix(self._source, self._features, rows)
         other._centre, other._factor = centre, factor
         return other
+
+
+class _Tiles:
+    """Tiles of a matrix, as far as the common budget goes; what they take of it is given back with this object."""
+
+    _free = _KEPT_BYTES
+    _counting = threading.Lock()
+
+    def __init__(self) -> None:
+        self._tiles: dict[int, NDArray[np.float32]] = {}
+        taken = self._taken = [0]
+        weakref.finalize(self, _Tiles._take, taken, 0)
+
+    def get(self, tile: int) -> NDArray[np.float32] | None:
+        return self._tiles.get(tile)
+
+    def put(self, tile: int, values: NDArray[np.float32]) -> None:
+        if self._take(self._taken, self._taken[0] + values.nbytes):
+            self._tiles[tile] = values.copy()
+
+    @classmethod
+    def _take(cls, taken: list[int], wanted: int) -> bool:
+        """Have so many bytes of the budget from now on, if there are as many."""
+        with cls._counting:
+            if wanted - taken[0] > cls._free:
+                return False
+            cls._free -= wanted - taken[0]
+            taken[0] = wanted
+            return True
 
 
 class ArrayMatrix:
