@@ -35,6 +35,14 @@ class ClusterSettings:
     """How long to wait for workers when none is left."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    future: Any
+    block: int
+    workers: frozenset[str]
+    """Those that may take it; empty for all."""
+
+
 class BlockTasks:
     """The blocks of a run, a few more than the workers take at once of them submitted: memory does not grow with a lake."""
 
@@ -50,7 +58,7 @@ class BlockTasks:
         self._client, self._cluster, self._resources, self._job = client, cluster, resources, job
         self._observer = observer
         self._pending = deque(todo)
-        self._running: dict[str, tuple[Any, int]] = {}
+        self._running: dict[str, _Task] = {}
         self._finished: SimpleQueue[str] = SimpleQueue()
         self._failed: dict[int, int] = {}
         self._forced: set[int] = set()
@@ -70,6 +78,7 @@ class BlockTasks:
                 now = time.monotonic()
                 if now - looked >= _LOOK_S:
                     looked, workers = now, self._look()
+                    self._take_back(workers)
                     if workers:
                         alone_since = None
                     elif alone_since is None:
@@ -83,13 +92,13 @@ class BlockTasks:
                     key = self._finished.get(timeout=_LOOK_S)
                 except Empty:
                     continue
-                future, block = self._running.pop(key)
-                if (done := self._settle(future, block)) is not None:
+                task = self._running.pop(key, None)  # None: it was taken back
+                if task is not None and (done := self._settle(task.future, task.block)) is not None:
                     yield done
         finally:
             if self._running and self._client.status == "running":
                 with suppress(OSError):  # the scheduler is gone just now
-                    self._client.cancel([future for future, _ in self._running.values()], force=True)
+                    self._client.cancel([task.future for task in self._running.values()], force=True)
 
     def _look(self) -> dict[str, Any]:
         """Return the workers that blocks can be given to."""
@@ -106,11 +115,19 @@ class BlockTasks:
             and all(worker["resources"].get(name, 0) >= amount for name, amount in self._resources.items())
         }
 
+    def _take_back(self, workers: Mapping[str, Any]) -> None:
+        """Take back blocks that were meant for workers of which none is left: they would wait for these for ever."""
+        for key, task in list(self._running.items()):
+            if task.workers and not task.workers & set(workers):
+                del self._running[key]
+                task.future.cancel()
+                self._pending.appendleft(task.block)
+
     def _submit(self, block: int, workers: Mapping[str, Any]) -> None:
         self._submitted += 1
         avoided = self._avoid.get(block, set())
-        chosen = [worker for worker in workers if worker not in avoided] or list(workers)
-        restricted = {"workers": chosen, "allow_other_workers": False} if avoided or self._unfit else {}
+        chosen = ([worker for worker in workers if worker not in avoided] or list(workers)) if avoided or self._unfit else []
+        restricted = {"workers": chosen, "allow_other_workers": False} if chosen else {}
         future = self._client.submit(
             cluster_worker.extract_on_worker,
             self._job,
@@ -121,7 +138,7 @@ class BlockTasks:
             resources=dict(self._resources) or None,
             **restricted,
         )
-        self._running[future.key] = future, block
+        self._running[future.key] = _Task(future=future, block=block, workers=frozenset(chosen))
         future.add_done_callback(lambda future: self._finished.put(future.key))
 
     def _settle(self, future: Any, block: int) -> Done | None:
