@@ -17,7 +17,7 @@ ROUNDS = 30
 BLOCKS = 150  # about, of the lake whose blocks are timed
 _SUBNET = "10.231"
 # A connection that is cut says nothing: these decide after how long a worker is given up. (30 s and 5 minutes by default.)
-_CUT_OFF = {"distributed.comm.timeouts.tcp": "4s", "distributed.scheduler.worker-ttl": "8s"}
+_CUT_OFF = {"distributed.comm.timeouts.tcp": "10s", "distributed.scheduler.worker-ttl": "15s"}
 
 
 def run(rounds: int = ROUNDS, writers: tuple[int, ...] = (2, 4), blocks: int = BLOCKS) -> dict[str, Any]:
