@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from neuronlake.analysis.column import Accumulator, Partials, combine_partials, retag, there
 from neuronlake.analysis.derived import derived_statistics, requested_statistics
 from neuronlake.analysis.exact import column_auroc
+from neuronlake.analysis.execute import Parts
 from neuronlake.analysis.groups import BlockGroups
 from neuronlake.analysis.histogram import BINS, Binning
 from neuronlake.analysis.labels import BlockLabels
 from neuronlake.analysis.ranksum import SEGMENT_BYTES
 from neuronlake.analysis.source import LakeSource
-from neuronlake.store.arrays import create_array
+from neuronlake.store.arrays import create_array, encoded_chunk, write_chunk
 from neuronlake.store.encodings import get_encoding
 
 _local = local()
 _OPEN_FILES = 32  # per thread
+_COUNTS = "histogram/counts"
 PIECE_CHUNKS = 8  # 512 neurons of SmolLM2: three pieces a layer, whose histograms take 9 MB for 17 tags
 MAX_HISTOGRAM_TAGS = 256
 """With more tags, AUROC is computed exactly by a second pass instead of from histograms of 1 KiB per tag × neuron."""
@@ -82,6 +84,8 @@ class Column:
     """Without the histogram."""
     derived: dict[str, NDArray[Any]]
     """Of the kept tags, (tags, neurons) or (neurons,)."""
+    counts: bytes | None = None
+    """Encoded chunk of the counts, where the piece was computed for another process to write."""
 
 
 def pieces(source: LakeSource, layers: Sequence[int]) -> list[dict[str, int]]:
@@ -94,13 +98,31 @@ def pieces(source: LakeSource, layers: Sequence[int]) -> list[dict[str, int]]:
     ]
 
 
+def column_parts(source: LakeSource, columns: Sequence[tuple[int, int]]) -> Parts:
+    """Parts of pieces that read columns, (layer, first neuron): those of one piece of a pass belong to one part.
+
+    A part is of all blocks, not of some. What a pass makes of a block is larger than the block (histograms of 17 tags take
+    17 KiB per neuron, 8,192 values 8 KiB): combining blocks on other workers would move more than reading them again.
+    """
+    return Parts.of_columns(source, columns, PIECE_CHUNKS * source.chunk_neurons)
+
+
 def create_counts(job: Pass, layers: int) -> None:
     """Make the array that `piece_statistics` writes counts to."""
     if job.folder is not None and job.counted:
-        source = job.source
-        shape = (len(job.tags), layers, source.neurons, BINS)
-        chunks = (len(job.tags), 1, min(PIECE_CHUNKS * source.chunk_neurons, source.neurons), BINS)
-        create_array(job.folder, "histogram/counts", shape, "uint32", chunks)
+        shape = (len(job.tags), layers, job.source.neurons, BINS)
+        create_array(job.folder, _COUNTS, shape, "uint32", _count_chunks(job))
+
+
+def write_counts(job: Pass, layer: int, first: int, counts: bytes | None) -> None:
+    """Write to that array what another process encoded, of the neurons ``first …`` of a layer."""
+    if job.folder is not None:
+        place = 0, job.source.layers.index(layer), first // _count_chunks(job)[2], 0
+        write_chunk(job.folder, _COUNTS, place, counts)
+
+
+def _count_chunks(job: Pass) -> tuple[int, ...]:
+    return len(job.tags), 1, min(PIECE_CHUNKS * job.source.chunk_neurons, job.source.neurons), BINS
 
 
 def piece_statistics(
@@ -113,7 +135,8 @@ def piece_statistics(
     Parameters
     ----------
     take
-        Given what else is returned. It copies: the thread's next piece is gathered in the same memory.
+        Given what else is returned. It copies: the thread's next piece is gathered in the same memory. Without, counts that
+        are to be written are returned, too: the lake is written to by one process.
     """
     source = jobs[0].source
     encoding = get_encoding(source.encoding)
@@ -163,7 +186,7 @@ def piece_statistics(
                     else:
                         accumulator.close(column)
     columns = [
-        _column(job, accumulator, layer, first, parts)
+        _column(job, accumulator, layer, first, parts, here=take is not None)
         for job, accumulator, parts in zip(jobs, accumulators, derived, strict=True)
     ]
     if take is None:
@@ -194,13 +217,19 @@ def _whole_histograms(job: Pass) -> bool:
     return job.counted and (job.folder is not None or bool(job.also))
 
 
-def _column(job: Pass, found: Accumulator, layer: int, first: int, derived: list[dict[str, NDArray[Any]]]) -> Column:
+def _column(
+    job: Pass, found: Accumulator, layer: int, first: int, derived: list[dict[str, NDArray[Any]]], *, here: bool
+) -> Column:
     partials = found.partials(histogram=_whole_histograms(job))
+    counts = None
     if job.folder is not None and partials.histogram is not None:
         import zarr
 
         position, last = job.source.layers.index(layer), first + partials.histogram.shape[1]
-        zarr.open_array(job.folder / "histogram/counts", mode="r+")[:, position, first:last] = partials.histogram
+        if here:
+            zarr.open_array(job.folder / _COUNTS, mode="r+")[:, position, first:last] = partials.histogram
+        else:
+            counts = encoded_chunk(partials.histogram[:, None], _count_chunks(job))
     whole = {name: np.concatenate([part[name] for part in derived], axis=-1) for name in derived[0]}
     if "hit_bin" in whole:
         binning = Binning.of_exponents(there(partials.exponent))
@@ -208,7 +237,7 @@ def _column(job: Pass, found: Accumulator, layer: int, first: int, derived: list
         if job.also:
             ends = partials.pooled.minimum[job.kept], partials.pooled.maximum[job.kept]
             whole |= requested_statistics(there(partials.histogram)[job.kept], binning, *ends, job.also)
-    return Column(layer=layer, first=first, partials=replace(partials, histogram=None), derived=whole)
+    return Column(layer=layer, first=first, partials=replace(partials, histogram=None), derived=whole, counts=counts)
 
 
 def _derived(job: Pass, found: Accumulator, layer: int, column: int, chunk: int) -> dict[str, NDArray[Any]]:

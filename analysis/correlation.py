@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from neuronlake.analysis.centring import SEGMENT_ROWS, centre
 from neuronlake.analysis.chosen_rows import ChosenRows, choose_rows
+from neuronlake.analysis.execute import scan_all
 from neuronlake.analysis.neuron import check_neuron, neuron_name
 from neuronlake.analysis.source import choose_layers, versions
 from neuronlake.store.errors import InputError
@@ -32,6 +33,7 @@ def coactivation(
     special: bool = False,
     where: str | None = None,
     mask: NDArray[np.bool_] | None = None,
+    scheduler: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xr.DataArray":
     """Correlate some neurons with all neurons over the tokens of a lake.
@@ -54,6 +56,8 @@ def coactivation(
         SQL predicate over the token, e.g. ``upos='NOUN'``: only tokens for which it is true.
     mask : bool (committed rows,), optional
         Only these lines of ``lake.tokens()``.
+    scheduler
+        As for `compute_statistics`.
     progress
         Called with (shards done, shards in all).
 
@@ -86,7 +90,7 @@ def coactivation(
             if progress is not None:
                 progress(place * shards + done, len(groups) * shards)
 
-        found.append(_correlate(lake, group, chosen, rows, report))
+        found.append(_correlate(lake, group, chosen, rows, scheduler, report))
     return xr.DataArray(
         np.concatenate(found),
         dims=("of", "layer", "neuron"),
@@ -258,6 +262,7 @@ def _correlate(
     asked: Sequence[tuple[int, int]],
     layers: tuple[int, ...],
     rows: ChosenRows,
+    scheduler: Any,
     progress: Callable[[int, int], None] | None,
 ) -> NDArray[np.float64]:
     """Correlate with the neurons of some layers: float64 (asked, layers, neurons)."""
@@ -273,7 +278,7 @@ def _correlate(
         return tile.layer, tile.block, tile.first_neuron, moments
 
     with threadpool_limits(1, user_api="blas"):  # the scan keeps all cores busy
-        for layer, block, first, some in lake.scan(multiply, layers=layers, blocks=list(others)):
+        for layer, block, first, some in scan_all(lake, multiply, layers=layers, blocks=list(others), scheduler=scheduler):
             last = first + len(some.mean)
             part.mean[first:last], part.square[first:last], part.product[first:last] = some.mean, some.square, some.product
             if last < lake.neurons:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.execute import run_all
+from neuronlake.analysis.execute import Parts, run_all
 from neuronlake.analysis.figure_style import HIGHER, INK, NEUTRAL, check_path, describe, picture, plain, text_inches
 from neuronlake.analysis.labels import LabelVector, token_labels
 from neuronlake.analysis.neuron import check_neuron, neuron_name
@@ -203,6 +203,7 @@ def _column(source: LakeSource, labels: LabelVector, layer: int, neuron: int, sc
     parts = run_all(
         partial(_of_block, source, labels, layer=layer, neuron=neuron),
         [{"position": position} for position in range(len(labels.blocks))],
+        parts=Parts.of_blocks(source, labels.blocks),
         scheduler=scheduler,
     )
     return np.concatenate(parts)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_rows import ChosenRows
 from neuronlake.analysis.chosen_tokens import locate_rows
-from neuronlake.analysis.execute import Progress
+from neuronlake.analysis.execute import Parts, Progress, run_in_order
 from neuronlake.analysis.neuron import neuron_name
 from neuronlake.analysis.source import choose_layers
 from neuronlake.analysis.statistics import compute_statistics
@@ -77,6 +77,7 @@ def firing_neurons(
     score: str = "difference",
     layers: Sequence[int] | None = None,
     keep: bool = True,
+    scheduler: Any = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """The neurons that fire on some tokens: more (or less) than on others, or most often among the strongest.
@@ -102,6 +103,8 @@ def firing_neurons(
         Of these layers only.
     keep
         Keep the statistics of all tokens in the lake and use those that are kept; of ``"difference"``.
+    scheduler
+        As for `compute_statistics`; of ``"difference"``.
     progress
         Called with (pieces done, pieces in all) while the statistics of all tokens are computed.
 
@@ -122,11 +125,11 @@ def firing_neurons(
     if score == "hits":
         return _by_hits(lake, tokens, k, chosen)
     statistics = compute_statistics(
-        lake, EVERY_WORD, subword="all", basic=True, folds=1, keep=keep, progress=progress
+        lake, EVERY_WORD, subword="all", basic=True, folds=1, keep=keep, scheduler=scheduler, progress=progress
     ).isel(tag=0).sel(layer=list(chosen))  # fmt: skip
     mean_all = statistics["mean"].to_numpy().ravel()
     deviation = np.sqrt(statistics["variance"].to_numpy()).ravel()
-    mean = _means(lake, tokens, chosen)
+    mean = _means(lake, tokens, chosen, scheduler)
     varies = np.flatnonzero(deviation > 0)
     difference = (mean[varies] - mean_all[varies]) / deviation[varies]
     order = np.argsort(-np.abs(difference), kind="stable")[:k]
@@ -171,19 +174,19 @@ def _by_hits(lake: Lake, tokens: ChosenRows, k: int, layers: tuple[int, ...]) ->
     ]
 
 
-def _means(lake: Lake, tokens: ChosenRows, layers: tuple[int, ...]) -> NDArray[np.float64]:
+def _means(lake: Lake, tokens: ChosenRows, layers: tuple[int, ...], scheduler: Any) -> NDArray[np.float64]:
     """Mean of every neuron over some tokens, (layers × neurons,)."""
 
-    def total(where: tuple[int, int]) -> NDArray[np.float64]:
-        layer, block = where
+    def total(layer: int, block: int) -> NDArray[np.float64]:
         rows = block * lake.block_rows + tokens.blocks[block]
         found: NDArray[np.float64] = lake.read(layer=layer, rows=rows).sum(axis=0, dtype=np.float64)
         return found
 
-    wanted = [(layer, block) for layer in layers for block in sorted(tokens.blocks)]
+    wanted = [{"layer": layer, "block": block} for layer in layers for block in sorted(tokens.blocks)]
+    parts = Parts.of_blocks(lake, [where["block"] for where in wanted])
     sums = np.zeros((len(layers), lake.neurons))
-    for (layer, _), found in zip(wanted, map_ordered(total, wanted), strict=True):
-        sums[layers.index(layer)] += found
+    for where, found in zip(wanted, run_in_order(total, wanted, parts=parts, scheduler=scheduler), strict=True):
+        sums[layers.index(where["layer"])] += found
     return sums.ravel() / tokens.count
 
 

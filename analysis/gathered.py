@@ -1,6 +1,6 @@
 """What a pass found, of all neurons together: from its columns, or from where it was kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -13,6 +13,7 @@ from neuronlake.analysis.moments import BASIC_FIELDS, DTYPES, FIELDS, Moments
 
 FOLD_FIELDS = ("mean", "m2", "absolute", "active")
 """What is kept per fold: enough for every ranker that starts from moments."""
+Arrays = Mapping[tuple[str, str], NDArray[Any]]
 
 
 def moment_fields(basic: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -45,21 +46,24 @@ class Gathering:
 
     def __init__(self, *, layers: tuple[int, ...], neurons: int, basic: bool):
         self._layers, self._neurons = layers, neurons
-        self._fields = moment_fields(basic)
+        self._basic = basic
         self._whole: dict[tuple[str, str], NDArray[Any]] = {}
         self._lock = Lock()
 
     def put(self, column: Column) -> None:
         """Copy a column's arrays to where they belong."""
-        arrays = _arrays(column, *self._fields)
+        self.put_arrays(column.layer, column.first, arrays_of(column, self._basic))
+
+    def put_arrays(self, layer: int, first: int, arrays: Arrays) -> None:
+        """Copy what `arrays_of` gave of the neurons ``first …`` of a layer."""
         with self._lock:
             for key, values in arrays.items():
                 if key not in self._whole:
                     shape = *values.shape[:-1], len(self._layers), self._neurons
                     self._whole[key] = np.empty(shape, dtype=values.dtype)
-        neurons = slice(column.first, column.first + column.partials.pooled.mean.shape[1])
         for key, values in arrays.items():
-            self._whole[key][..., self._layers.index(column.layer), neurons] = values
+            neurons = slice(first, first + values.shape[-1])
+            self._whole[key][..., self._layers.index(layer), neurons] = values
 
     def gathered(self, *, tags: tuple[str, ...], count: NDArray[np.int64], attributes: dict[str, Any]) -> Gathered:
         """Return all, once every column was put."""
@@ -79,8 +83,9 @@ class Gathering:
         )
 
 
-def _arrays(column: Column, per_tag: Sequence[str], per_fold: Sequence[str]) -> dict[tuple[str, str], NDArray[Any]]:
-    part = column.partials
+def arrays_of(column: Column, basic: bool) -> Arrays:
+    """What is gathered of a column, by kind and name."""
+    part, (per_tag, per_fold) = column.partials, moment_fields(basic)
     return {
         **{("pooled", name): getattr(part.pooled, name) for name in per_tag},
         **{("by_fold", name): getattr(part.by_fold, name) for name in per_fold},

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.column import Partials
 from neuronlake.analysis.derived import ON_REQUEST, REQUESTED, requested_statistics
-from neuronlake.analysis.execute import Progress, run_all
+from neuronlake.analysis.execute import Parts, Progress, run_all
 from neuronlake.analysis.gathered import Gathered, moment_fields, some_moments
 from neuronlake.analysis.histogram import Binning
 from neuronlake.analysis.labels import MIN_TOKENS, LabelRequest, labels_key
@@ -191,7 +191,7 @@ def with_requested(
     kept: KeptStatistics,
     found: Gathered,
     groups: Sequence[str],
-    stored: Sequence[int],
+    source: LakeSource,
     *,
     scheduler: Any = None,
     progress: Progress | None = None,
@@ -200,6 +200,7 @@ def with_requested(
     tags = np.flatnonzero(kept.count.sum(axis=1) >= MIN_TOKENS)
     if len(tags) < 2 or not kept.counted:
         return found
+    stored = source.layers
     derived = dict(found.derived)
     missing = []
     for group in groups:
@@ -210,7 +211,9 @@ def with_requested(
             missing.append(group)
     if missing:
         places = [{"position": stored.index(layer)} for layer in found.layers]
-        parts = run_all(partial(_requested_of_layer, kept, tags, missing), places, scheduler=scheduler, progress=progress)
+        of_layers = Parts.of_columns(source, [(layer, 0) for layer in found.layers], source.neurons)
+        work = partial(_requested_of_layer, kept, tags, missing)
+        parts = run_all(work, places, parts=of_layers, scheduler=scheduler, progress=progress)
         new = {name: np.stack([part[name] for part in parts], axis=1) for name in parts[0]}
         derived |= new
         if len(found.layers) == len(stored):
@@ -284,7 +287,7 @@ def _most(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptS
         if record["key"] != key.as_dict() or any(checksums.get(block) != known for block, known in covered.items()):
             continue
         if best is None or len(covered) > len(best.blocks):
-            best = KeptStatistics(root=lake.path, name=name, record=record)
+            best = KeptStatistics(root=lake.path.absolute(), name=name, record=record)
     return best
 
 

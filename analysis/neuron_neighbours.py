@@ -30,6 +30,7 @@ def neighbours(
     by: str = "activation",
     label: str = "upos",
     candidates: int | None = None,
+    scheduler: Any = None,
     progress: _Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Find the neurons most like one neuron, of all layers.
@@ -53,6 +54,8 @@ def neighbours(
         Label of the profile, as for `token_labels`.
     candidates
         Neurons whose correlation is computed; by default 10 per neighbour wanted and 50 more.
+    scheduler
+        As for `compute_statistics`: where the scan runs.
     progress
         Called with (layers sketched, layers in all).
 
@@ -76,12 +79,12 @@ def neighbours(
             raise InputError(f"{name} must be at least 1, got {number}")
     own = lake.layers.index(layer) * lake.neurons + neuron
     if by == "activation":
-        sketch = sketch_neurons(lake, progress=progress)
+        sketch = sketch_neurons(lake, scheduler=scheduler, progress=progress)
         few = _alike(lake, sketch, own, candidates or _CANDIDATES_EACH * k + _CANDIDATES_MORE)
         similarity = exact_correlations(lake, sketch, [own], few)[0]
         order = np.lexsort((few, -np.abs(similarity)))
     elif by == "profile":
-        few, similarity = _nearest_profiles(lake, own, k, label)
+        few, similarity = _nearest_profiles(lake, own, k, label, scheduler)
         order = np.lexsort((few, similarity))
     else:
         few, similarity = _nearest_vectors(lake, own, k)
@@ -155,10 +158,12 @@ def _alike(lake: Lake, sketch: Sketch, own: int, count: int) -> NDArray[np.int64
     return others
 
 
-def _nearest_profiles(lake: Lake, own: int, k: int, label: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _nearest_profiles(
+    lake: Lake, own: int, k: int, label: str, scheduler: Any
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     import faiss
 
-    dataset = compute_statistics(lake, label)
+    dataset = compute_statistics(lake, label, scheduler=scheduler)
     if "auroc" not in dataset:
         raise InputError(f"{label!r} has one tag only: a profile needs two")
     area = dataset["auroc"].transpose("layer", "neuron", "tag").to_numpy()

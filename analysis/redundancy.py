@@ -26,7 +26,11 @@ _Progress = Callable[[int, int], None]
 
 
 def redundancy_clusters(
-    lake: Lake, threshold: float = THRESHOLD, *, progress: _Progress = lambda done, total: None
+    lake: Lake,
+    threshold: float = THRESHOLD,
+    *,
+    scheduler: Any = None,
+    progress: _Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Group neurons of all layers whose |Pearson's r| over the ordinary tokens reaches a threshold.
 
@@ -38,6 +42,8 @@ def redundancy_clusters(
     ----------
     threshold
         From 0.3 to 1.
+    scheduler
+        As for `compute_statistics`: where the sketches are made.
     progress
         Called with (pairs of layers compared, all of them).
 
@@ -54,7 +60,7 @@ def redundancy_clusters(
     """
     if not _LEAST <= threshold <= 1:
         raise InputError(f"threshold must be from {_LEAST} to 1, got {threshold}")
-    sketch = sketch_neurons(lake)
+    sketch = sketch_neurons(lake, scheduler=scheduler)
     error = (1 - threshold**2) / np.sqrt(PLACES / _FOLD)
     pairs = np.concatenate(list(_candidates(lake, sketch, threshold - _MARGIN * error - 1e-3, progress)))
     clusters = []

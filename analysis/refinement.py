@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from neuronlake.analysis.column_pass import column_parts
 from neuronlake.analysis.exact import column_auroc, neurons_precision
 from neuronlake.analysis.exact_kept import keep_exact, load_exact
 from neuronlake.analysis.execute import Progress, run_all
@@ -85,7 +86,9 @@ def refine(
         layers = [int(layer) for layer in dataset["layer"].to_numpy()]
         work, arguments = _work(source, blocks, method, open_, layers)
         touched = np.zeros_like(open_)
-        for layer, neurons, found in run_all(work, arguments, scheduler=scheduler, progress=progress):
+        width = source.chunk_neurons
+        parts = column_parts(source, [(column["layer"], column["chunk"] * width) for column in arguments])
+        for layer, neurons, found in run_all(work, arguments, parts=parts, scheduler=scheduler, progress=progress):
             at = layers.index(layer)
             touched[at, neurons] = True
             for name, values in found.items():

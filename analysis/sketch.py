@@ -18,11 +18,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.analysis.execute import LOCAL_THREADS, Parts, run_each, run_in_order
 from neuronlake.store.commits import commit_checksums
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
 from neuronlake.store.kept import INDEX, kept_record
 from neuronlake.store.lake import Lake
-from neuronlake.store.parallel import map_ordered
 from neuronlake.store.sharded import ShardedArray, ShardedWriter
 from neuronlake.store.tables import PADDING, SPECIAL
 
@@ -64,13 +64,15 @@ class Sketch(OfBlocks):
         return unit
 
 
-def sketch_neurons(lake: Lake, *, progress: _Progress = lambda done, total: None) -> Sketch:
+def sketch_neurons(lake: Lake, *, scheduler: Any = None, progress: _Progress = lambda done, total: None) -> Sketch:
     """Return the sketches of all neurons over all committed blocks; what is missing is made and kept in the lake.
 
     Special tokens are left out. Blocks that were committed since are read alone.
 
     Parameters
     ----------
+    scheduler
+        As for `compute_statistics`.
     progress
         Called with (layers done, layers in all).
 
@@ -83,7 +85,7 @@ def sketch_neurons(lake: Lake, *, progress: _Progress = lambda done, total: None
     """
     checksums = commit_checksums(lake.path, lake.blocks)
     start = f"{_PREFIX}{lake.site}-"
-    base = next(iter(fitting(Sketch, lake.path, start, lake.site, checksums, version=_VERSION, full=True)), None)
+    base = next(iter(fitting(Sketch, lake.path.absolute(), start, lake.site, checksums, version=_VERSION, full=True)), None)
     if base is not None and base.blocks == lake.blocks:
         return base
     missing = [block for block in lake.blocks if base is None or block not in base.blocks]
@@ -138,13 +140,20 @@ def sketch_neurons(lake: Lake, *, progress: _Progress = lambda done, total: None
             ShardedWriter(folder, "moments", (*shape, 3), np.float64),
         ]
 
-        def write(place: int) -> None:
-            codes, moments = make(place)
+        of_layers = [{"place": place} for place in range(len(lake.layers))]
+        parts = Parts.of_columns(lake, [(layer, 0) for layer in lake.layers], lake.neurons)
+
+        def write(place: int, made: tuple[NDArray[np.int8], NDArray[np.float64]] | None = None) -> None:
+            codes, moments = made or make(place)
             writers[0].write(place, codes)
             writers[1].write(place, moments)
 
-        for done, _ in enumerate(map_ordered(write, range(len(lake.layers)), ahead=1)):
-            progress(done + 1, len(lake.layers))
+        if scheduler in LOCAL_THREADS:  # every thread writes what it made
+            for _ in run_in_order(write, of_layers, parts=parts, scheduler=scheduler, progress=progress):
+                pass
+        else:
+            for place, made in run_each(make, of_layers, parts=parts, scheduler=scheduler, progress=progress):
+                write(place, made)
         publish_instead(lake.path, folder, name, record, start)
     return Sketch(root=lake.path, name=name, record=kept_record(lake.path, name, kept=INDEX))
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from neuronlake.store.errors import InputError
 
-_VERSIONED = ("neuronlake", "numpy", "numba", "scipy", "scikit-learn", "dask", "xarray", "duckdb")
+VERSIONED = ("neuronlake", "numpy", "numba", "scipy", "scikit-learn", "dask", "xarray", "duckdb")
+"""Packages that decide what a computation gives."""
 
 
 class LakeSource(Protocol):
@@ -113,7 +114,7 @@ def versions() -> dict[str, str]:
 @cache  # 10 ms: metadata are parsed as letters are
 def _versions() -> dict[str, str]:
     found = {}
-    for name in _VERSIONED:
+    for name in VERSIONED:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # a source tree on the path, not installed

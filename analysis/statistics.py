@@ -15,13 +15,15 @@ from neuronlake.analysis.column_pass import (
     Column,
     Earlier,
     Pass,
+    column_parts,
     create_counts,
     piece_statistics,
     pieces,
+    write_counts,
 )
 from neuronlake.analysis.derived import requested
-from neuronlake.analysis.execute import LOCAL_THREADS, Progress, run_all
-from neuronlake.analysis.gathered import Gathered, Gathering
+from neuronlake.analysis.execute import LOCAL_THREADS, Progress, run_each
+from neuronlake.analysis.gathered import Arrays, Gathered, Gathering, arrays_of
 from neuronlake.analysis.groups import FOLDS, fold_of, group_blocks
 from neuronlake.analysis.kept_statistics import (
     KeptDamageError,
@@ -225,9 +227,7 @@ def _answers(
             try:
                 gathered = found.gathered(chosen, source.layers, by_fold=only_folds is not None)
                 _check_histograms(groups, gathered.tags)
-                answers[place] = with_requested(
-                    found, gathered, groups, source.layers, scheduler=scheduler, progress=progress
-                )
+                answers[place] = with_requested(found, gathered, groups, source, scheduler=scheduler, progress=progress)
             except KeptDamageError:
                 _drop(found)
                 kept[place] = None
@@ -335,13 +335,24 @@ def _gather(
     for job in jobs:
         create_counts(job, len(layers))
     gatherings = [Gathering(layers=layers, neurons=source.neurons, basic=job.basic) for job in jobs]
-    # In this process every piece is put where it belongs by the thread that made it.
-    place = partial(_put, gatherings)
-    work = partial(piece_statistics, jobs, take=place if scheduler is None or scheduler in LOCAL_THREADS else None)
-    for columns in run_all(work, pieces(source, layers), scheduler=scheduler, progress=progress):
-        if columns is not None:
-            place(columns)
+    if scheduler in LOCAL_THREADS:  # every piece is put where it belongs by the thread that made it
+        work: Any = partial(piece_statistics, jobs, take=partial(_put, gatherings))
+    else:
+        work = partial(_statistics_of_piece, jobs)
+    wanted = pieces(source, layers)
+    parts = column_parts(source, [(piece["layer"], piece["first"]) for piece in wanted])
+    for place, found in run_each(work, wanted, parts=parts, scheduler=scheduler, progress=progress):
+        layer, first = wanted[place]["layer"], wanted[place]["first"]
+        for job, gathering, (arrays, counts) in zip(jobs, gatherings, found or (), strict=found is not None):
+            gathering.put_arrays(layer, first, arrays)
+            write_counts(job, layer, first, counts)
     return [run.gathered(gathering) for run, gathering in zip(runs, gatherings, strict=True)]
+
+
+def _statistics_of_piece(jobs: Sequence[Pass], *, layer: int, first: int, stop: int) -> list[tuple[Arrays, bytes | None]]:
+    """Return what this process needs of a piece that another computed."""
+    columns = piece_statistics(jobs, layer=layer, first=first, stop=stop) or []
+    return [(arrays_of(column, job.basic), column.counts) for job, column in zip(jobs, columns, strict=True)]
 
 
 def _put(gatherings: Sequence[Gathering], columns: Sequence[Column]) -> None:

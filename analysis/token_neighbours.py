@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from neuronlake.analysis.chosen_tokens import locate_rows
+from neuronlake.analysis.execute import scan_all
 from neuronlake.analysis.queries import describe_lines
 from neuronlake.analysis.sketch import ordinary_rows
 from neuronlake.analysis.source import choose_layers
@@ -32,6 +33,7 @@ def similar_tokens(
     *,
     exact: bool = False,
     labels: Sequence[str] = (),
+    scheduler: Any = None,
     progress: _Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Find the tokens whose activation vectors in a layer are most like one token's.
@@ -54,6 +56,8 @@ def similar_tokens(
         Compare with every token instead: a scan of the layer.
     labels
         Label columns to show.
+    scheduler
+        As for `compute_statistics`: where the layer is read.
     progress
         Called with (blocks indexed, blocks to index) when an index is made.
 
@@ -75,11 +79,11 @@ def similar_tokens(
         raise InputError(f"k must be at least 1, got {k}")
     tokens = lake.plan.counts.get("tokens", 0)
     if exact or tokens < INDEXED:
-        standard = standard_of(lake, layer)
+        standard = standard_of(lake, layer, scheduler=scheduler)
         query = standard.unit(lake.read(layer=layer, rows=[row]))
-        rows, cosines = nearest_of_all(lake, layer, standard, query[0], k + 1)
+        rows, cosines = nearest_of_all(lake, layer, standard, query[0], k + 1, scheduler=scheduler)
     else:
-        index = vector_index(lake, layer, progress=progress)
+        index = vector_index(lake, layer, scheduler=scheduler, progress=progress)
         query = index.standard.unit(lake.read(layer=layer, rows=[row]))
         rows, cosines = nearest(lake, layer, index, query, CANDIDATES_EACH * k)
     if not query.any():
@@ -105,7 +109,7 @@ def nearest(
 
 
 def nearest_of_all(
-    lake: Lake, layer: int, standard: Standard, query: NDArray[np.float32], k: int
+    lake: Lake, layer: int, standard: Standard, query: NDArray[np.float32], k: int, *, scheduler: Any = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k rows of largest cosine, and the cosines, of all ordinary tokens."""
 
@@ -119,7 +123,7 @@ def nearest_of_all(
 
     sums = {block: np.zeros((2, lake.block_rows)) for block in lake.blocks}
     with threadpool_limits(1, user_api="blas"):  # the scan keeps all cores busy
-        for block, *parts in lake.scan(products, layers=[layer]):
+        for block, *parts in scan_all(lake, products, layers=[layer], blocks=lake.blocks, scheduler=scheduler):
             for total, part in zip(sums[block], parts, strict=True):
                 total[: len(part)] += part
     rows = np.concatenate([block * lake.block_rows + inside for block, inside in ordinary.items()])

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronlake.analysis.execute import Parts, run_in_order, scan_all
 from neuronlake.analysis.sketch import ordinary_rows
 from neuronlake.store.commits import commit_checksums
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging, publish_instead
 from neuronlake.store.kept import INDEX, kept_record
 from neuronlake.store.lake import Lake
 from neuronlake.store.objects import ObjectPath
-from neuronlake.store.parallel import map_ordered
 from neuronlake.store.scan import Tile
 
 COMPONENTS = 256
@@ -89,13 +89,17 @@ class VectorIndex(OfBlocks):
         return found
 
 
-def vector_index(lake: Lake, layer: int, *, progress: _Progress = lambda done, total: None) -> VectorIndex:
+def vector_index(
+    lake: Lake, layer: int, *, scheduler: Any = None, progress: _Progress = lambda done, total: None
+) -> VectorIndex:
     """Return the index of a layer; what is missing is made from the activations and kept.
 
     Blocks that were committed since are added. When the tokens have more than doubled, it is trained again.
 
     Parameters
     ----------
+    scheduler
+        As for `compute_statistics`.
     progress
         Called with (blocks added, blocks to add).
 
@@ -118,7 +122,7 @@ def vector_index(lake: Lake, layer: int, *, progress: _Progress = lambda done, t
     if base is not None and tokens > 2 * int(base.record["trained"]):
         base = None
     if base is None:
-        arrays, made = _train(lake, layer, rows)
+        arrays, made = _train(lake, layer, rows, scheduler)
         covered: tuple[int, ...] = ()
         standard = Standard(mean=arrays["mean"], inverse=arrays["inverse"])
     else:
@@ -129,9 +133,10 @@ def vector_index(lake: Lake, layer: int, *, progress: _Progress = lambda done, t
         unit = standard.unit(lake.read_block(layer=layer, block=block)[rows[block]])
         return unit_rows(unit @ arrays["components"])
 
-    for done, (block, found) in enumerate(zip(missing, map_ordered(vectors, missing, ahead=1), strict=True)):
+    places, parts = [{"block": block} for block in missing], Parts.of_blocks(lake, missing)
+    computed = run_in_order(vectors, places, parts=parts, scheduler=scheduler, progress=progress)
+    for block, found in zip(missing, computed, strict=True):
         made.add_with_ids(found, block * lake.block_rows + rows[block])
-        progress(done + 1, len(missing))
     record: dict[str, Any] = {
         "version": _VERSION,
         "site": lake.site,
@@ -150,7 +155,7 @@ def vector_index(lake: Lake, layer: int, *, progress: _Progress = lambda done, t
     return VectorIndex(root=lake.path, name=name, record=kept_record(lake.path, name, kept=INDEX))
 
 
-def standard_of(lake: Lake, layer: int) -> Standard:
+def standard_of(lake: Lake, layer: int, *, scheduler: Any = None) -> Standard:
     """Mean and standard deviation of a layer's neurons over the ordinary tokens, by one scan of the layer."""
     ordinary = {block: ordinary_rows(lake, block) for block in lake.blocks}
 
@@ -161,7 +166,8 @@ def standard_of(lake: Lake, layer: int) -> Standard:
 
     count = np.zeros(lake.neurons)
     mean, square = np.zeros((2, lake.neurons))
-    for first, n, some, squares in lake.scan(moments, layers=[layer], blocks=[b for b in lake.blocks if len(ordinary[b])]):
+    blocks = [block for block in lake.blocks if len(ordinary[block])]
+    for first, n, some, squares in scan_all(lake, moments, layers=[layer], blocks=blocks, scheduler=scheduler):
         here = slice(first, first + len(some))
         delta, whole = some - mean[here], count[here] + n  # Chan, Golub & LeVeque 1979
         square[here] += squares + delta * delta * (count[here] * n / whole)
@@ -179,11 +185,13 @@ def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _train(lake: Lake, layer: int, rows: Mapping[int, NDArray[np.int64]]) -> tuple[dict[str, NDArray[np.float32]], Any]:
+def _train(
+    lake: Lake, layer: int, rows: Mapping[int, NDArray[np.int64]], scheduler: Any
+) -> tuple[dict[str, NDArray[np.float32]], Any]:
     """Principal components and cells, from a sample of the tokens."""
     import faiss
 
-    standard = standard_of(lake, layer)
+    standard = standard_of(lake, layer, scheduler=scheduler)
     every = np.concatenate([block * lake.block_rows + inside for block, inside in rows.items()])
     sample = np.sort(np.random.default_rng(0).choice(every, min(_SAMPLE, len(every)), replace=False))
     unit = standard.unit(lake.read(layer=layer, rows=sample))

@@ -9,8 +9,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from neuronlake.cli.common import add_command, messages, number, output, table
-from neuronlake.cli.questions import add_asked_lake, open_for_question, parse_where, print_answer
+from neuronlake.cli.common import add_command, number, output, table
+from neuronlake.cli.questions import (
+    add_asked_lake,
+    add_scheduler,
+    on_scheduler,
+    open_for_question,
+    parse_where,
+    print_answer,
+    progress_bar,
+)
 
 _LABEL_WIDTH = 20  # characters of a label on a terminal: the context beside it is what is read
 
@@ -130,7 +138,8 @@ def _add_coactivation(commands: Any) -> None:
     parser.add_argument("--top", type=int, default=20, metavar="N", help="how many neurons (default: 20)")
     parser.add_argument("--where", metavar="SQL", help="only tokens that fulfil an SQL predicate")
     parser.add_argument("--special", action="store_true", help="special tokens too (begin of sequence and the like)")
-    parser.set_defaults(run=_coactivation)
+    add_scheduler(parser)
+    parser.set_defaults(run=on_scheduler(_coactivation))
 
 
 def _coactivation(options: argparse.Namespace) -> int:
@@ -139,8 +148,15 @@ def _coactivation(options: argparse.Namespace) -> int:
 
     lake = open_for_question(options.lake, options.site)
     neuron = parse_neuron(options.neuron, lake)
-    with messages().status("correlating with all neurons"):
-        correlations = coactivation(lake, neuron, where=options.where, special=options.special)
+    with progress_bar("correlating with all neurons") as report:
+        correlations = coactivation(
+            lake,
+            neuron,
+            where=options.where,
+            special=options.special,
+            scheduler=options.scheduler,
+            progress=report,
+        )
     (found,) = strongest(correlations, options.top)
     if options.json:
         print_answer(lake, found)

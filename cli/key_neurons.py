@@ -9,7 +9,7 @@ import numpy as np
 from rich.markup import escape
 
 from neuronlake.cli.common import add_command, add_lake, number, output, p_value, print_json, table
-from neuronlake.cli.questions import open_for_question, progress_bar, refined, statistics
+from neuronlake.cli.questions import add_scheduler, on_scheduler, open_for_question, progress_bar, refined, statistics
 from neuronlake.store import InputError, Lake
 from neuronlake.store.layout import DEFAULT_SITE
 
@@ -57,7 +57,8 @@ def add_commands(commands: Any) -> None:
         "--shift", type=int, default=0, metavar="K", help="label of the word K words later; not of attribution"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all of them: .json")
-    parser.set_defaults(run=_key_neurons)
+    add_scheduler(parser)
+    parser.set_defaults(run=on_scheduler(_key_neurons))
 
 
 def _key_neurons(options: argparse.Namespace) -> int:
@@ -104,6 +105,8 @@ def _scores(lake: Lake, options: argparse.Namespace) -> "xr.Dataset":
 
     of_tokens = {"where": options.where, "subword": options.subword, "shift": options.shift}
     if options.method == ATTRIBUTION:
+        if options.scheduler is not None:
+            raise InputError(f"--scheduler is of rankers such as auroc, the method is {ATTRIBUTION}")
         if given := [
             name for name, plain in (("where", None), ("subword", "last"), ("shift", 0)) if of_tokens[name] != plain
         ]:
@@ -112,12 +115,15 @@ def _scores(lake: Lake, options: argparse.Namespace) -> "xr.Dataset":
     if options.name is not None:
         raise InputError(f"--name chooses among attributions, the method is {options.method}")
     if options.method == SURROGATE:
+        if options.scheduler is not None:
+            raise InputError(f"--scheduler is of rankers such as auroc, the method is {SURROGATE}")
         with progress_bar("activations") as progress:
             return scores_of(lake, options.by, SURROGATE, progress=progress, **of_tokens)
     from neuronlake.analysis.rankers import get_ranker
 
     found = statistics(lake, options, also=get_ranker(options.method).also)
-    return ranker_scores(refined(lake, found, options.method, top=options.k), options.method)
+    exact = refined(lake, found, options.method, top=options.k, scheduler=options.scheduler)
+    return ranker_scores(exact, options.method)
 
 
 def _tags(chosen: "xr.Dataset", tags: list[str] | None) -> list[dict[str, Any]]:

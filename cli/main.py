@@ -9,8 +9,11 @@ from typing import NoReturn
 
 import neuronlake.cli.analyse
 import neuronlake.cli.attribute
+import neuronlake.cli.copy
 import neuronlake.cli.demo
 import neuronlake.cli.describe
+import neuronlake.cli.drop
+import neuronlake.cli.estimate
 import neuronlake.cli.export
 import neuronlake.cli.extract
 import neuronlake.cli.importing
@@ -19,6 +22,7 @@ import neuronlake.cli.inspect
 import neuronlake.cli.key_neurons
 import neuronlake.cli.label
 import neuronlake.cli.lesion
+import neuronlake.cli.merge
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.probe
@@ -65,6 +69,10 @@ def build_parser() -> Parser:
         neuronlake.cli.index,
         neuronlake.cli.label,
         neuronlake.cli.inspect,
+        neuronlake.cli.copy,
+        neuronlake.cli.merge,
+        neuronlake.cli.drop,
+        neuronlake.cli.estimate,
         neuronlake.cli.statistics,
         neuronlake.cli.analyse,
         neuronlake.cli.probe,

@@ -5,7 +5,14 @@ from typing import Any
 
 from neuronlake.cli.analyse import print_tokens
 from neuronlake.cli.common import add_command, number, output, table
-from neuronlake.cli.questions import add_asked_lake, open_for_question, print_answer, progress_bar
+from neuronlake.cli.questions import (
+    add_asked_lake,
+    add_scheduler,
+    on_scheduler,
+    open_for_question,
+    print_answer,
+    progress_bar,
+)
 from neuronlake.store import InputError
 
 
@@ -41,7 +48,8 @@ def add_commands(commands: Any) -> None:
     token.add_argument("--layer", type=int, metavar="L", help="layer whose activations are compared")
     token.add_argument("--exact", action="store_true", help="compare with every token instead of asking an index")
     token.add_argument("--labels", nargs="+", metavar="LABEL", help="label columns to show")
-    parser.set_defaults(run=_neighbours)
+    add_scheduler(parser)
+    parser.set_defaults(run=on_scheduler(_neighbours))
 
     clusters = add_command(
         commands,
@@ -53,7 +61,8 @@ def add_commands(commands: Any) -> None:
     clusters.add_argument(
         "--threshold", type=float, default=0.9, metavar="R", help="mean |correlation| that joins two clusters (default: 0.9)"
     )
-    clusters.set_defaults(run=_clusters)
+    add_scheduler(clusters)
+    clusters.set_defaults(run=on_scheduler(_clusters))
 
 
 def _neighbours(options: argparse.Namespace) -> int:
@@ -83,6 +92,7 @@ def _of_neuron(options: argparse.Namespace) -> int:
             by=options.by or "activation",
             label=options.label or "upos",
             candidates=options.candidates,
+            scheduler=options.scheduler,
             progress=report,
         )
     if options.json:
@@ -111,6 +121,7 @@ def _of_token(options: argparse.Namespace) -> int:
             options.k,
             exact=options.exact,
             labels=labels,
+            scheduler=options.scheduler,
             progress=report,
         )
     if options.json:
@@ -125,7 +136,7 @@ def _clusters(options: argparse.Namespace) -> int:
 
     lake = open_for_question(options.lake, options.site)
     with progress_bar("comparing neurons") as report:
-        found = redundancy_clusters(lake, options.threshold, progress=report)
+        found = redundancy_clusters(lake, options.threshold, scheduler=options.scheduler, progress=report)
     if options.json:
         print_answer(lake, found)
         return 0

@@ -35,7 +35,7 @@ _KINDS = {
 
 def add_commands(commands: Any) -> None:
     """Add the command."""
-    from neuronlake.cli.questions import add_asked_lake, add_label_options, add_pass_options
+    from neuronlake.cli.questions import add_asked_lake, add_label_options, add_pass_options, on_scheduler
 
     parser = add_command(
         commands,
@@ -62,7 +62,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--neuron", metavar="NEURON", help="the neuron that a histogram is of, as in L12.N345")
     add_label_options(parser)
     add_pass_options(parser)
-    parser.set_defaults(run=_plot)
+    parser.set_defaults(run=on_scheduler(_plot))
 
 
 def _plot(options: argparse.Namespace) -> int:

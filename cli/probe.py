@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from neuronlake.cli.common import add_command, lake_argument, messages, number, output, print_json, table
-from neuronlake.cli.questions import add_asked_lake, add_label_options, add_pass_options, open_for_question, progress_bar
+from neuronlake.cli.questions import (
+    add_asked_lake,
+    add_label_options,
+    add_pass_options,
+    on_scheduler,
+    open_for_question,
+    progress_bar,
+)
 from neuronlake.store import InputError
 
 if TYPE_CHECKING:
@@ -89,7 +96,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all scores: .parquet, .csv or .json")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="draw what there is to draw")
     parser.add_argument("--format", choices=_FORMATS, default="png", help="of the figures (default: png)")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=on_scheduler(_run))
 
 
 def print_probe(result: "ProbeResult", console: Console | None = None) -> None:

@@ -81,13 +81,40 @@ def add_label_options(
     )
 
 
-def add_pass_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a pass over the lake."""
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of where a pass over the lake runs; the command is to be run by `on_scheduler`."""
     parser.add_argument(
         "--scheduler",
         metavar="NAME|ADDRESS",
-        help="threads (default), processes, synchronous, or the address of a Dask cluster (tcp://…)",
+        help="where the lake is read: threads (default), processes, synchronous, or on a Dask cluster (tcp://…), whose "
+        "workers see it under the same path",
     )
+
+
+def on_scheduler(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Return a command that connects to the cluster that it is given, if any, for all that it asks of it."""
+
+    def connected_run(options: argparse.Namespace) -> int:
+        if "://" not in (options.scheduler or ""):
+            return run(options)
+        from neuronlake.analysis.cluster import Cluster
+
+        def say(message: str) -> None:
+            if not options.json:
+                messages().print(f"[dim]{message}[/dim]")
+
+        with Cluster(options.scheduler, say=say) as cluster:
+            if cluster.dashboard is not None:
+                say(f"dashboard of the cluster: {cluster.dashboard}")
+            options.scheduler = cluster
+            return run(options)
+
+    return connected_run
+
+
+def add_pass_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a pass over the lake whose results are kept."""
+    add_scheduler(parser)
     parser.add_argument("--no-keep", action="store_true", help="neither use nor keep results in the lake")
 
 

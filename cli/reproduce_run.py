@@ -39,8 +39,8 @@ RESULT, HTML, MARKDOWN = "reproduce.json", "report.html", "report.md"
 STEPS = "steps"
 VERSION = 1
 """Of what the steps compute: those of another version are done again."""
-MOST_TOGETHER = 16_384
-"""Neurons of one classifier: with more, a tile of its features takes gigabytes."""
+MOST_TOGETHER = 4_096
+"""Neurons of one classifier: with random ones beside them, more take gigabytes and half an hour."""
 _DECISIVE = ("device", "batch_targets")  # of how a model is run: they move the last bits
 _FEW_DRAWS, _MANY = 2, 1000  # draws of random neurons, where there are more than so many
 

@@ -13,6 +13,7 @@ from neuronlake.cli.questions import (
     add_label_options,
     add_pass_options,
     all_statistics,
+    on_scheduler,
     open_for_question,
     permuted,
     refined,
@@ -60,7 +61,7 @@ def _add_stats(commands: Any) -> None:
     add_label_options(parser, several=True)
     add_pass_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything: .zarr for xarray, or .parquet")
-    parser.set_defaults(run=_stats)
+    parser.set_defaults(run=on_scheduler(_stats))
 
 
 def _stats(options: argparse.Namespace) -> int:
@@ -142,7 +143,7 @@ def _add_rank(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the permutations (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the list: .parquet")
-    parser.set_defaults(run=_rank)
+    parser.set_defaults(run=on_scheduler(_rank))
 
 
 def _rank(options: argparse.Namespace) -> int:

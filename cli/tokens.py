@@ -9,7 +9,15 @@ from rich.table import Table
 
 from neuronlake.cli.analyse import context, context_width, print_tokens
 from neuronlake.cli.common import add_command, messages, number, output, table
-from neuronlake.cli.questions import add_asked_lake, open_for_question, parse_where, print_answer, progress_bar
+from neuronlake.cli.questions import (
+    add_asked_lake,
+    add_pass_options,
+    on_scheduler,
+    open_for_question,
+    parse_where,
+    print_answer,
+    progress_bar,
+)
 from neuronlake.store import InputError, Lake
 
 if TYPE_CHECKING:
@@ -198,8 +206,8 @@ def _add_neurons(commands: Any) -> None:
         "words) / standard deviation on all words (default otherwise; takes a pass over the lake, once); hits: "
         "in how many of the tokens a neuron is among the 32 strongest, against the share of all tokens (index only)",
     )
-    parser.add_argument("--no-keep", action="store_true", help="neither use nor keep results in the lake")
-    parser.set_defaults(run=_neurons)
+    add_pass_options(parser)
+    parser.set_defaults(run=on_scheduler(_neurons))
 
 
 def _neurons(options: argparse.Namespace) -> int:
@@ -220,7 +228,14 @@ def _neurons(options: argparse.Namespace) -> int:
         passes = progress_bar("statistics of all words") if score == "difference" else nullcontext(None)
         with passes as report:
             found = firing_neurons(
-                lake, tokens, options.top, score=score, layers=layers, keep=not options.no_keep, progress=report
+                lake,
+                tokens,
+                options.top,
+                score=score,
+                layers=layers,
+                keep=not options.no_keep,
+                scheduler=options.scheduler,
+                progress=report,
             )
     examples = _examples(lake, tokens)
     if options.json:

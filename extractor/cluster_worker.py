@@ -172,7 +172,7 @@ class _Warm:
             raise UnfitError(str(error)) from error
         if source.sha256 != job.sha256:
             raise UnfitError(other_model(job.model))
-        spec = read_spec(job.lake)
+        spec = read_spec(job.lake).without(plan.dropped)
         shape = read_shape(
             source, sites=settings.sites, module=settings.module, trust_remote_code=settings.trust_remote_code
         )

@@ -110,7 +110,7 @@ def joined(root: LakePath, prepared: Prepared, patience: Patience, observer: Obs
                     f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes: "
                     f"run `neuronlake verify {root} --repair`"
                 )
-            yield Joined(root=root, spec=spec, plan=plan, locks=locks)
+            yield Joined(root=root, spec=spec.without(plan.dropped), plan=plan, locks=locks)
             return
 
 

@@ -154,7 +154,7 @@ def recompute(
             f"not by {source.name} (sha256 {source.sha256[:16]}…): give --model the weights it was made with"
         )
     chosen = np.random.default_rng(seed).choice(stored.blocks, size=min(blocks, len(stored.blocks)), replace=False)
-    commits = [read_commit(stored.path, int(block)) for block in sorted(chosen)]
+    commits = [read_commit(stored.path, int(block)).without(stored.plan.dropped) for block in sorted(chosen)]
     for commit in commits:
         _check(stored, commit)
     batches = _batches(stored, source, audio, trust_remote_code)

@@ -66,7 +66,7 @@ def resolve_model(
             raise InputError(
                 f"no model at {model}: expected a folder with config.json and weights, a .gguf file or a hub id"
             )
-        path = _from_hub(model, trust_remote_code)
+        path = _from_hub(model, [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])])
     if not (path / "config.json").is_file():
         hint = f"; it has GGUF files: name one with --gguf {found[0].name}" if (found := sorted(path.glob("*.gguf"))) else ""
         raise InputError(f"{path} is not a model: it has no config.json{hint}")
@@ -77,6 +77,35 @@ def resolve_model(
     return ModelSource(
         folder=path, name=model.rstrip("/").split("/")[-1], sha256=_hash_files([path / "config.json", *weights])
     )
+
+
+def find_configuration(model: str, *, gguf: str | None = None, trust_remote_code: bool = False) -> Path:
+    """Find what says how a model is built, its weights apart: a folder with its configuration, or a GGUF file.
+
+    Parameters
+    ----------
+    model, gguf
+        See `resolve_model`.
+
+    Raises
+    ------
+    InputError
+        When it cannot be found.
+    """
+    path = Path(model).expanduser()
+    if gguf is None and path.suffix.lower() == ".gguf":
+        path, gguf = path.parent, path.name
+        if not (path / gguf).is_file():
+            raise InputError(f"no GGUF file at {path / gguf}")
+    if gguf is not None:
+        return _find_gguf(path, model, gguf)
+    if not path.is_dir():
+        if path.exists() or model.startswith((".", "/", "~")):
+            raise InputError(f"no model at {model}: expected a folder with config.json, a .gguf file or a hub id")
+        path = _from_hub(model, ["config.json", *(["*.py"] if trust_remote_code else [])])
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path} is not a model: it has no config.json")
+    return path
 
 
 def _find_gguf(folder: Path, model: str, gguf: str) -> Path:
@@ -90,10 +119,9 @@ def _find_gguf(folder: Path, model: str, gguf: str) -> Path:
     return Path(_hub_call(model, lambda: hf_hub_download(model, gguf)))
 
 
-def _from_hub(model: str, trust_remote_code: bool) -> Path:
+def _from_hub(model: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
     return Path(_hub_call(model, lambda: snapshot_download(model, allow_patterns=patterns)))
 
 

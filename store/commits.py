@@ -1,7 +1,8 @@
 """Commit records: a block exists when its record does."""
 
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -39,6 +40,18 @@ class Commit:
     same work gives the same bytes."""
     files: tuple[FileRecord, ...]
 
+    def without(self, dropped: Collection[str]) -> "Commit":
+        """Return it without the files of sites that were dropped since the block was committed."""
+        if not dropped:
+            return self
+        return dataclasses.replace(self, files=tuple(file for file in self.files if not of_sites(file.path, dropped)))
+
+
+def of_sites(path: str, sites: Collection[str]) -> bool:
+    """Whether a file of a lake holds activations or scales of one of the sites."""
+    folder, _, below = path.partition("/")
+    return folder in ("activations", "scales") and below.partition("/")[0] in sites
+
 
 def write_commit(root: LakePath, commit: Commit) -> bool:
     """Publish a block whose files, and the folders that hold them, are already in place and synced.
@@ -57,15 +70,26 @@ def write_commit(root: LakePath, commit: Commit) -> bool:
     StorageError
         When the file system refuses; when files of two processes with different bytes are mixed, and nothing is committed.
     """
+    return publish_commit(root, commit, commit_bytes(commit))
+
+
+def commit_bytes(commit: Commit) -> bytes:
+    """Return a commit's record."""
+    return seal(
+        {
+            "block": commit.block,
+            "rows": commit.rows,
+            "provenance": dict(commit.provenance),
+            "files": [record.as_dict() for record in commit.files],
+        }
+    )
+
+
+def publish_commit(root: LakePath, commit: Commit, data: bytes) -> bool:
+    """As `write_commit`, of a commit whose record is there already: `data`."""
     if is_committed(root, commit.block) and not _overtakes(root, commit):
         return read_commit(root, commit.block).files == commit.files
     path = layout.commit_path(commit.block)
-    record = {
-        "block": commit.block,
-        "rows": commit.rows,
-        "provenance": dict(commit.provenance),
-        "files": [record.as_dict() for record in commit.files],
-    }
     folder = root / _COMMITS
     try:
         make_folder(folder)
@@ -77,11 +101,11 @@ def write_commit(root: LakePath, commit: Commit) -> bool:
     sync_folder((root / layout.PLAN_RECORD).parent)
     sync_ancestors(root, sorted({*resting, _COMMITS}))
     try:
-        write_file(root, path, [seal(record)], new=True)
+        write_file(root, path, [data], new=True)
     except FileExistsError:  # somebody else was faster, just now
         if not _overtakes(root, commit):
             return read_commit(root, commit.block).files == commit.files
-        write_file(root, path, [seal(record)])
+        write_file(root, path, [data])
     sync_folder(folder)
     return True
 
@@ -139,11 +163,6 @@ def commit_checksum(root: LakePath, block: int) -> str:
     return file_checksum(root / layout.commit_path(block))[1]
 
 
-def is_committed(root: LakePath, block: int) -> bool:
-    """Whether a block is committed now."""
-    return (root / layout.commit_path(block)).exists()
-
-
 def commit_checksums(root: LakePath, blocks: Iterable[int]) -> dict[int, str]:
     """Block → `commit_checksum`; several are asked of an object store at once."""
     blocks = list(blocks)
@@ -157,6 +176,11 @@ def read_commits(root: LakePath, blocks: Iterable[int]) -> tuple[Commit, ...]:
     if isinstance(root, ObjectPath):
         return tuple(map_waiting(lambda block: read_commit(root, block), blocks))
     return tuple(read_commit(root, block) for block in blocks)
+
+
+def is_committed(root: LakePath, block: int) -> bool:
+    """Whether a block is committed now."""
+    return (root / layout.commit_path(block)).exists()
 
 
 def committed_blocks(root: LakePath) -> tuple[int, ...]:

@@ -99,6 +99,17 @@ class LabelSet:
             "bytes": sum(entry["bytes"] for entry in self.record["files"]),
         }
 
+    def table(self, block: int) -> pa.Table:
+        """Return the whole table of a planned block, with the column that numbers its lines and the labels that occur in it.
+
+        Raises
+        ------
+        DamageError
+            When the table is missing or damaged.
+        """
+        entry = next(entry for entry in self.record["files"] if entry["path"] == label_file(block))
+        return from_parquet(read_checked(self.folder, FileRecord(**entry)))
+
     def read(self, block: int, columns: Sequence[str]) -> pa.Table:
         """Return some of the columns for a planned block: one line per word, or per row with padding.
 

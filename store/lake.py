@@ -55,7 +55,7 @@ def open_lake(path: LakeName) -> "Lake":
         raise InputError(f"{root}: its plan is not finished; run the command that began it again")
     if plan.fingerprint != spec.fingerprint:
         raise DamageError(f"{root}: {layout.PLAN_RECORD} and {layout.ROOT_METADATA} belong to different lakes")
-    return Lake(root, spec, plan, committed_blocks(root))
+    return Lake(root, spec.without(plan.dropped), plan, committed_blocks(root))
 
 
 class Lake:
@@ -129,8 +129,8 @@ class Lake:
 
     @cached_property
     def commits(self) -> tuple[Commit, ...]:
-        """Commit records of the committed blocks."""
-        return read_commits(self.path, self.blocks)
+        """Commit records of the committed blocks, without the files of sites that were dropped since."""
+        return tuple(commit.without(self.plan.dropped) for commit in read_commits(self.path, self.blocks))
 
     def at(self, site: str | None) -> "Lake":
         """Return the same lake at another site.

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -56,6 +57,17 @@ def map_ordered(
             future.cancel()
         if threads is not None:
             pool.shutdown(wait=True)
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Let every `map_ordered` of this thread run in place: its caller is one of many that share the cores."""
+    before = getattr(_inside, "work", False)
+    _inside.work = True
+    try:
+        yield
+    finally:
+        _inside.work = before
 
 
 def map_waiting(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

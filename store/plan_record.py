@@ -6,7 +6,7 @@ import io
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,6 +34,8 @@ from neuronlake.store.tables import PADDING, from_parquet
 
 PLAN_ASIDE = f"{layout.PLAN_RECORD}.aside"
 """Record of a plan that has lost a table: it says what the plan made again must be, and goes when that is there."""
+DROPPED = "plan/dropped.json"
+"""Second copy of which sites were dropped: without it, a lake that lost its plan record would seem to have lost blocks."""
 TABLES = ("plan", "words", "sentences")
 
 
@@ -54,6 +56,8 @@ class PlanRecord:
     """Path → size and checksum, of every table and Zarr metadata file."""
     spec: Mapping[str, Any] | None = field(default=None, repr=False)
     """Second copy of the root's attribute, to restore the root from; `publish_plan` fills it in. None in old records."""
+    dropped: tuple[str, ...] = ()
+    """Sites that were dropped since the plan was made, sorted: nothing of them is there, whatever commit records list."""
 
     @property
     def unit(self) -> str:
@@ -69,6 +73,7 @@ class PlanRecord:
             "counts": dict(self.counts),
             "special_tokens": dict(self.special_tokens),
             **({"spec": dict(self.spec)} if self.spec is not None else {}),
+            **({"dropped": list(self.dropped)} if self.dropped else {}),
             "files": [record.as_dict() for record in self.files.values()],
         }
 
@@ -96,19 +101,36 @@ def publish_plan(root: LakePath, spec: LakeSpec, record: PlanRecord) -> PlanReco
     too.
     """
     files = dict(record.files)
-    for path, metadata in metadata_files(spec, record.blocks).items():
+    dropped = record.dropped or read_dropped(root, record.fingerprint)  # of a plan that is made again
+    for path, metadata in metadata_files(spec.without(dropped), record.blocks).items():
         files[path] = write_file(root, path, [dump_metadata(metadata)])
         sync_folder((root / path).parent)
-    complete = dataclasses.replace(record, files=files, spec=spec.as_dict())
+    complete = dataclasses.replace(record, files=files, spec=spec.as_dict(), dropped=dropped)
+    return publish_plan_record(root, complete)
+
+
+def publish_plan_record(
+    root: LakePath, record: PlanRecord, data: bytes | None = None, *, instead: bool = False
+) -> PlanRecord:
+    """Publish a plan's record, whose files are all there: from here on blocks can be committed.
+
+    Parameters
+    ----------
+    data
+        The record's bytes, if they are there already.
+    instead
+        Replace the record that is there.
+    """
     for folder in TABLES:
         if (root / folder).is_dir():
             sync_folder(root / folder)
-    sync_ancestors(root, sorted({str(PurePosixPath(path).parent) for path in files}))
+    sync_ancestors(root, sorted({str(PurePosixPath(path).parent) for path in record.files}))
+    data = seal(record.as_dict()) if data is None else data
     try:
-        write_file(root, layout.PLAN_RECORD, [seal(complete.as_dict())], new=True)
+        write_file(root, layout.PLAN_RECORD, [data], new=not instead)
     except FileExistsError:  # somebody else was faster
         published = read_plan_record(root)
-        if published is None or published.files != complete.files:
+        if published is None or published.files != record.files:
             raise StorageError(
                 f"{root / layout.PLAN_RECORD}: another plan was published meanwhile, by other library versions; run "
                 f"`neuronlake verify {root} --repair`, then the same command again"
@@ -119,7 +141,7 @@ def publish_plan(root: LakePath, spec: LakeSpec, record: PlanRecord) -> PlanReco
     except OSError as error:
         raise storage_error(error, root / PLAN_ASIDE, "remove") from error
     sync_folder((root / layout.PLAN_RECORD).parent)
-    return complete
+    return record
 
 
 def read_plan_record(root: LakePath, path: str = layout.PLAN_RECORD) -> PlanRecord | None:
@@ -149,9 +171,25 @@ def read_plan_record(root: LakePath, path: str = layout.PLAN_RECORD) -> PlanReco
             special_tokens=record["special_tokens"],
             files={entry["path"]: FileRecord(**entry) for entry in record["files"]},
             spec=record.get("spec"),
+            dropped=tuple(record.get("dropped", ())),
         )
     except (KeyError, TypeError) as error:
         raise DamageError(f"{where} lacks {error}") from None
+
+
+def write_dropped(root: LakePath, fingerprint: str, sites: Iterable[str]) -> None:
+    """Write the second copy of which sites were dropped, before the plan record says so."""
+    write_file(root, DROPPED, [seal({"fingerprint": fingerprint, "dropped": sorted(sites)})])
+    sync_folder((root / DROPPED).parent)
+
+
+def read_dropped(root: LakePath, fingerprint: str) -> tuple[str, ...]:
+    """Return the sites that the second copy says were dropped; none where it is missing, damaged or another lake's."""
+    try:
+        record = unseal((root / DROPPED).read_bytes(), str(root / DROPPED))
+    except (FileNotFoundError, DamageError):
+        return ()
+    return tuple(record["dropped"]) if record.get("fingerprint") == fingerprint else ()
 
 
 def set_plan_aside(root: LakePath) -> None:

@@ -16,7 +16,7 @@ from neuronlake.store.kept import MADE_BY, discard
 from neuronlake.store.label_sets import LABELS, discard_label_set
 from neuronlake.store.lock import writing
 from neuronlake.store.objects import LakeName, LakePath, lake_path
-from neuronlake.store.plan_record import PlanRecord, set_plan_aside
+from neuronlake.store.plan_record import DROPPED, PlanRecord, set_plan_aside, write_dropped
 from neuronlake.store.spec import LakeSpec, dump_metadata, metadata_files, root_metadata
 from neuronlake.store.verify import Findings, VerifyReport, block_files, examine
 
@@ -103,6 +103,9 @@ class _Repair:
         blocks = self._blocks_to_drop(spec)  # decided before anything is changed
         self._repair_root(plan, spec)
         self._repair_plan(plan, spec)
+        if self._found.copy is not None and self._found.plan is not None:
+            write_dropped(self._root, self._found.plan.fingerprint, self._found.dropped)
+            self._did(f"{DROPPED}: written again")
         for block in blocks:
             self._drop_block(block, spec, self._found.blocks[block])
         for folder, name in self._found.kept:
@@ -153,7 +156,7 @@ class _Repair:
         if plan.spec is None:
             return None
         spec = LakeSpec.from_dict(plan.spec, self._root / layout.PLAN_RECORD)
-        return spec if spec.fingerprint == plan.fingerprint else None
+        return spec.without(plan.dropped) if spec.fingerprint == plan.fingerprint else None
 
     def _blocks_to_drop(self, spec: LakeSpec | None) -> list[int]:
         blocks = sorted(self._found.blocks)

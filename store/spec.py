@@ -1,8 +1,9 @@
 """What a lake is of: the settings that decide every stored byte, kept in the root's attributes."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,8 @@ class LakeSpec:
     encoding: str
     widths: Mapping[str, int] = field(default_factory=dict)
     """Units per layer of each further site that has another number of them, such as the residual stream."""
+    whole: "LakeSpec | None" = field(default=None, repr=False)
+    """The lake as it was made, where sites were dropped since: that is its identity, and what its records hold."""
 
     def __post_init__(self) -> None:
         get_encoding(self.encoding)
@@ -52,6 +55,17 @@ class LakeSpec:
         text = json.dumps(self._identity(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def without(self, dropped: Collection[str]) -> "LakeSpec":
+        """Return what is left of the lake without some sites: the others' shape, with the identity that it was made with."""
+        kept = tuple(site for site in self.sites if site not in dropped)
+        if kept == self.sites:
+            return self
+        if not kept:
+            raise InputError(f"without {', '.join(dropped)} no site is left")
+        neurons = self.width(kept[0])
+        widths = {site: self.width(site) for site in kept if self.width(site) != neurons}
+        return dataclasses.replace(self, sites=kept, neurons=neurons, widths=widths, whole=self.whole or self)
+
     def width(self, site: str) -> int:
         """Units per layer of a site."""
         return self.widths.get(site, self.neurons)
@@ -63,7 +77,9 @@ class LakeSpec:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the JSON form, as stored under the root's attribute ``neuronlake``."""
+        """Return the JSON form, as stored under the root's attribute ``neuronlake``; with the sites that were dropped."""
+        if self.whole is not None:
+            return self.whole.as_dict()
         return {
             "format_version": FORMAT_VERSION,
             "model": dict(self.model),

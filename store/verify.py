@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import neuronlake.store.layout as layout
-from neuronlake.store.commits import Commit, committed_blocks, read_commit
+from neuronlake.store.commits import Commit, committed_blocks, of_sites, read_commit
 from neuronlake.store.create import read_spec
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import DamageError, InputError, StorageError
@@ -20,7 +20,7 @@ from neuronlake.store.label_sets import LABELS, examine_label_set, is_label_set,
 from neuronlake.store.lock import CLAIMS, LOCK_FILE, writer_of
 from neuronlake.store.objects import LakeName, LakePath, ObjectPath, lake_path
 from neuronlake.store.parallel import map_waiting
-from neuronlake.store.plan_record import PLAN_ASIDE, TABLES, PlanRecord, read_plan_record
+from neuronlake.store.plan_record import DROPPED, PLAN_ASIDE, TABLES, PlanRecord, read_dropped, read_plan_record
 from neuronlake.store.spec import LakeSpec, metadata_files
 from neuronlake.store.tables import PADDING, from_parquet
 
@@ -43,7 +43,8 @@ class VerifyReport:
     damage: list[str] = field(default_factory=list)
     """One line per damaged or missing file."""
     leftovers: list[str] = field(default_factory=list)
-    """Temporary files of processes that ended, and shards of blocks that were never committed. They are never read."""
+    """Temporary files of processes that ended, shards of blocks that were never committed, and what is left of sites that
+    were dropped. They are never read."""
     unknown_files: list[str] = field(default_factory=list)
     """Files that no record mentions and nothing of ours leaves behind: somebody else's. They are never read."""
     writer: str | None = None
@@ -70,6 +71,10 @@ class Findings:
     """The plan record, if it can be read."""
     root: str | None = None
     """What is wrong with the root's metadata."""
+    dropped: tuple[str, ...] = ()
+    """Sites that were dropped."""
+    copy: str | None = None
+    """What is wrong with the second copy of that."""
     record: str | None = None
     """What is wrong with the plan record."""
     metadata: list[str] = field(default_factory=list)
@@ -119,7 +124,7 @@ def examine(root: LakePath, *, full: bool, writer: str | None, alone: bool = Fal
         found.sizes = sizes_below(root)
         present = sorted(found.sizes)
     _examine_identity(root, found)
-    known = {layout.ROOT_METADATA, layout.PLAN_RECORD, PLAN_ASIDE, LOCK_FILE}
+    known = {layout.ROOT_METADATA, layout.PLAN_RECORD, PLAN_ASIDE, DROPPED, LOCK_FILE}
     if found.plan is not None:
         _examine_plan(root, found, found.plan, known)
     committed = committed_blocks(root)
@@ -175,9 +180,23 @@ def _examine_identity(root: LakePath, found: Findings) -> None:
     if found.spec is not None and found.plan is not None and found.plan.fingerprint != found.spec.fingerprint:
         reason = f"{layout.PLAN_RECORD} and {path} belong to different lakes"
         found.root = f"{found.root}; {reason}" if found.root else reason
+    _leave_dropped(root, found)
     if found.plan is not None and found.root is not None and found.plan.spec is not None:
         LakeSpec.from_dict(found.plan.spec, root / layout.PLAN_RECORD)  # refuses the record of a newer format
     found.report.damage += [problem for problem in (found.root, found.record) if problem is not None]
+
+
+def _leave_dropped(root: LakePath, found: Findings) -> None:
+    """Find out which sites were dropped: nothing of them is expected."""
+    if found.plan is not None:
+        found.dropped = found.plan.dropped
+        if found.dropped and read_dropped(root, found.plan.fingerprint) != found.dropped:
+            found.copy = f"{DROPPED}: missing, damaged or not what {layout.PLAN_RECORD} says"
+            found.report.damage.append(found.copy)
+    elif found.spec is not None:
+        found.dropped = read_dropped(root, found.spec.fingerprint)
+    if found.spec is not None and found.root is None:
+        found.spec = found.spec.without(found.dropped)
 
 
 def _examine_plan(root: LakePath, found: Findings, plan: PlanRecord, known: set[str]) -> None:
@@ -205,7 +224,7 @@ def _examine_block(root: LakePath, found: Findings, block: int, known: set[str])
         found.blocks.setdefault(block, problem)
 
     try:
-        commit = read_commit(root, block)
+        commit = read_commit(root, block).without(found.dropped)
     except DamageError as error:
         wrong(str(error).removeprefix(f"{root / path} "))
         if found.spec is not None and found.root is None:
@@ -314,7 +333,7 @@ def _sort_others(root: LakePath, found: Findings, paths: Iterable[str], committe
     report = found.report
     stale = {path.relative_to(root).as_posix() for path in stale_temporaries(root)} if isinstance(root, Path) else set()
     for path in paths:
-        uncommitted = _is_uncommitted(path, found.spec, committed)
+        uncommitted = _is_uncommitted(path, found.spec, committed) or of_sites(path, found.dropped)
         interrupted = isinstance(root, ObjectPath) and _UPLOADED.fullmatch(path) is not None
         ended = uncommitted or interrupted or any(path == name or path.startswith(f"{name}/") for name in stale)
         if not uncommitted and not interrupted and not _TEMPORARY.search(path):

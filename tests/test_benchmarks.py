@@ -43,6 +43,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
             "--random-draws 1 --lesion-k 20 -k 20 --shift 0'.split())})",
             "| tag | words | neurons | own Δ | others |",
         ),
+        ("scaling", "run(sentences=60, layers=2, repeats=1, pieces=40)", "identical to threads: True"),
         ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
         (
             "storage",

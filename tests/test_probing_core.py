@@ -72,8 +72,20 @@ def test_tiles_are_kept_within_a_common_budget_which_is_given_back(monkeypatch):
     other = LakeMatrix(lake, features, rows, keep=True)
     np.testing.assert_array_equal(np.asarray(other), first)
     np.testing.assert_array_equal(np.asarray(other[np.arange(5)]), first[:5])  # other rows are other tiles
-    del matrix, other
+    del other
+    matrix.scaled(np.zeros(3), np.ones(3)).forget()
     assert _Tiles._free == sum(sizes[:2])
+    np.testing.assert_array_equal(np.asarray(matrix), first)
+    assert _Tiles._free < min(sizes)
+    del matrix
+    assert _Tiles._free == sum(sizes[:2])
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "svm", "elastic_net"])
+def test_a_fitted_probe_keeps_no_tiles(classifier):
+    free = _Tiles._free
+    probe(MemoryLake(documents=8, encoding="float32"), "upos", layer=0, classifier=classifier, keep=False)
+    assert _Tiles._free == free
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -146,6 +146,12 @@ class Fitting:
 
     def fit(self, problems: Sequence[Problem]) -> tuple[list[LinearClassifier], dict[str, Any]]:
         """Fit every problem, and say how it went."""
+        try:
+            return self._fit(problems)
+        finally:
+            self._matrix.forget()
+
+    def _fit(self, problems: Sequence[Problem]) -> tuple[list[LinearClassifier], dict[str, Any]]:
         settings = self._settings
         if settings.classifier == "lda":
             return [

@@ -92,6 +92,14 @@ class LakeMatrix:
                 self._kept.put(tile, out)
         scale(out, self._centre, self._factor)
 
+    def forget(self) -> None:
+        """Give back the memory of kept tiles, also of those that the same matrix keeps scaled.
+
+        Not left to whoever drops the matrix: optimisers hold on to it in reference cycles.
+        """
+        if self._kept is not None:
+            self._kept.clear()
+
     def _decode(self, tile: int, out: NDArray[Any]) -> None:
         block, rows = self._blocks[tile]
         for (layer, chosen), part in zip(self._features.columns, self.parts, strict=True):
@@ -162,6 +170,10 @@ class _Tiles:
     def put(self, tile: int, values: NDArray[np.float32]) -> None:
         if self._take(self._taken, self._taken[0] + values.nbytes):
             self._tiles[tile] = values.copy()
+
+    def clear(self) -> None:
+        self._tiles.clear()
+        self._take(self._taken, 0)
 
     @classmethod
     def _take(cls, taken: list[int], wanted: int) -> bool:

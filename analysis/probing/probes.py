@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from neuronlake.analysis.execute import Progress, run_all
+from neuronlake.analysis.execute import Parts, Progress, run_all
 from neuronlake.analysis.probing.elastic_net import nonzero_features
 from neuronlake.analysis.probing.features import FeatureSet, chosen_neurons, top_features, whole_layers
 from neuronlake.analysis.probing.fitting import ELASTIC_NET, Fitting
@@ -143,7 +143,10 @@ def probe_sweep(
             report(1, 1)
             continue
         work = partial(_probe_set, source, task, each, "synchronous", ks=sizes)
-        for results in run_all(work, sets, scheduler=scheduler, blas=True, progress=report):
+        parts = Parts.of_columns(source, [(layer, 0) for layer in wanted], source.neurons)
+        if test is not None:
+            parts = replace(parts, others=(test,))
+        for results in run_all(work, sets, parts=parts, scheduler=scheduler, blas=True, progress=report):
             found += results
     return ProbeResults(tuple(found))
 
