@@ -6,6 +6,7 @@ from importlib import import_module
 NAMES = (
     "alignment", "encodings", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory", "neighbours",
     "objects", "planted", "probes", "queries", "reference", "reproduction", "scaling", "statistics", "storage",
+    "writers",
 )  # fmt: skip
 
 APART = ("vllm",)  # run by name only: in the environment of `make test-vllm`

@@ -23,7 +23,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS, batch_tokens: int = 
     """Print seconds per block of each part, and the ratios to `bare`."""
     from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
     from neuronlake.extractor.capture import BlockPlan
-    from neuronlake.extractor.extract import _open_vllm
+    from neuronlake.extractor.engines import open_vllm
     from neuronlake.extractor.model import read_shape
     from neuronlake.store import BlockWriter, open_lake
 
@@ -38,7 +38,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS, batch_tokens: int = 
         plans = [BlockPlan.from_table(lake.read_table("plan", block)) for block in range(blocks)]
         parts: dict[str, list[float]] = {"bare": [], "captured": [], "encode": [], "sync and commit": []}
         settings = ExtractSettings(backend="vllm", batch_tokens=batch_tokens)
-        engine: Any = _open_vllm(lake.spec, source, read_shape(source), settings)
+        engine: Any = open_vllm(lake.spec, source, read_shape(source), settings)
         provenance = engine.provenance()
 
         def bare(plan: BlockPlan, number: int) -> None:

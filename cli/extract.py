@@ -1,6 +1,8 @@
 """`neuronlake extract`: from a corpus and a model to a lake."""
 
 import argparse
+import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ neuronlake extract ewt.lake --model ./models --gguf SmolLM2-135M-Instruct.Q4_1.g
 neuronlake extract books.lake --model ./Llama-3-8B --text books/ --tagger en_core_web_sm --context document --on-long split
 neuronlake extract mine.lake --model ./model --table tagged.parquet --encoding bfloat16
 neuronlake extract talks.lake --model facebook/wav2vec2-large-960h-lv60-self --audio utterances.jsonl
-neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --blocks 0:8     # a part, as on one of several machines
+neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --shard $SLURM_ARRAY_TASK_ID/16    # with --array=0-15
+neuronlake extract ewt.lake --model ./model --conllu ewt.conllu --scheduler tcp://10.0.0.1:8786    # on a Dask cluster
 neuronlake extract ewt.lake --model ./Llama-3-70B --conllu ewt.conllu --backend vllm --tensor-parallel 4
 """
 
@@ -126,7 +129,38 @@ def add_commands(commands: Any) -> None:
         help="label whose statistics and top tokens are gathered on the way, so that `rank` and `top --where LABEL=TAG` are "
         "ready at the end; 'none' for none (default: upos, where the corpus has it)",
     )
-    run.add_argument("--blocks", type=_block_range, metavar="A:B", help="extract only blocks A to B-1")
+    many = parser.add_argument_group(
+        "several processes or machines",
+        "run the same command as often as you like, at once: each takes blocks that no other is at",
+    )
+    part = many.add_mutually_exclusive_group()
+    part.add_argument("--blocks", type=_block_range, metavar="A:B", help="extract only blocks A to B-1")
+    part.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="K/N",
+        help="extract only every N-th block, beginning with block K; K counts from 0 to N-1, as SLURM_ARRAY_TASK_ID does "
+        "with --array=0-15 and N = 16",
+    )
+    many.add_argument(
+        "--wait",
+        type=_seconds,
+        default=3600,
+        metavar="SECONDS",
+        help="longest wait for another process that plans this lake or completes its index (default: %(default)s)",
+    )
+    many.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="have the workers of a dask.distributed cluster extract, for example tcp://10.0.0.1:8786; lake and model must "
+        "be where the workers find them under the same name",
+    )
+    many.add_argument(
+        "--worker-resources",
+        type=_resources,
+        metavar="NAME=N",
+        help="what a block takes of a worker's declared resources (default: GPU=1 if workers declare GPU)",
+    )
     parser.set_defaults(run=_extract)
 
 
@@ -155,8 +189,12 @@ def describe_interruption(root: LakePath) -> str:
 
 
 def _extract(options: argparse.Namespace) -> int:
+    if options.worker_resources and not options.scheduler:
+        raise InputError("--worker-resources says what a block takes of a cluster's worker: name its --scheduler, too")
+    if options.shard and options.scheduler:
+        raise InputError("--shard is for processes that know of no scheduler: leave it out, the workers share the blocks")
     corpus = _corpus(options)
-    refuse_second_writer(options.lake)  # hashing the weights of a large model takes a while
+    refuse_second_writer(options.lake, shared=True)  # hashing the weights of a large model takes a while
     # torch and transformers take seconds to import: bad input has been found by now
     try:
         from neuronlake.cli.progress import ExtractProgress
@@ -175,20 +213,36 @@ def _extract(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         batch_tokens=options.batch_tokens,
         blocks=options.blocks,
+        shard=options.shard,
+        wait_s=options.wait,
         trust_remote_code=options.trust_remote_code,
         sites=None if options.sites is None else tuple(options.sites),
         module=options.module,
         backend=options.backend,
         tensor_parallel=options.tensor_parallel,
     )
-    with ExtractProgress(messages(), unit="frame" if options.audio else "token") as progress:
+    with ExtractProgress(messages(), unit="frame" if options.audio else "token") as progress, ExitStack() as stack:
+        cluster = None
+        if options.scheduler:  # before anything that takes long
+            from neuronlake.extractor.cluster import ClusterSettings, connect
+
+            wanted = ClusterSettings(
+                address=options.scheduler, model=options.model, gguf=options.gguf, resources=options.worker_resources
+            )
+            cluster = stack.enter_context(connect(wanted, settings, progress.observer))
         source = resolve_model(
             options.model, gguf=options.gguf, trust_remote_code=options.trust_remote_code, say=progress.observer.say
         )
         gathering = Gathering(options.stats, progress.observer.say)
-        progress.observer.tap = gathering.start
-        report = extract(options.lake, corpus, source, settings, progress.observer)
-        gathering.finish()
+        if cluster is not None:
+            if options.stats is not None:
+                progress.observer.tap = gathering.start
+            report = cluster.extract(options.lake, corpus, source)
+            gathering.compute(report)
+        else:
+            progress.observer.tap = gathering.start
+            report = extract(options.lake, corpus, source, settings, progress.observer)
+            gathering.finish(report, alone=options.shard is None)
     if options.json:
         print_json(report.as_dict())
         return 0
@@ -234,6 +288,35 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, at least 0, got {text!r}")
+    return seconds
+
+
+def _shard(text: str) -> tuple[int, int]:
+    place, slash, shards = text.partition("/")
+    if not (slash and place.isdecimal() and shards.isdecimal() and int(place) < int(shards)):
+        raise argparse.ArgumentTypeError(
+            f"expected K/N with K from 0 to N-1, for example 0/16 to 15/16 (--array=0-15), got {text!r}"
+        )
+    return int(place), int(shards)
+
+
+def _resources(text: str) -> dict[str, float]:
+    found = {}
+    for part in text.split(","):
+        name, equals, amount = part.strip().partition("=")
+        if not (name and equals and amount.isdecimal() and int(amount) > 0):
+            raise argparse.ArgumentTypeError(f"expected NAME=N, for example GPU=1, got {text!r}")
+        found[name] = float(amount)
+    return found
 
 
 def _block_range(text: str) -> tuple[int, int]:

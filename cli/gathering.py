@@ -5,11 +5,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from neuronlake.store import DamageError, InputError, open_lake
+from neuronlake.store.lock import writer_of
 from neuronlake.store.objects import LakePath
 from neuronlake.store.writer import Tap
 
 if TYPE_CHECKING:
     from neuronlake.analysis import StatisticsBuilder, TagListsBuilder
+    from neuronlake.extractor import ExtractReport
 
 _DEFAULT = "upos"
 
@@ -55,12 +57,38 @@ class Gathering:
                 self._say(f"no {what} on the way ({error}); {later}")
         return self._add if self._builders else None
 
-    def finish(self) -> None:
-        """Keep them."""
+    def finish(self, report: "ExtractReport", *, alone: bool) -> None:
+        """Keep them, with those of the blocks that others have extracted; while others are still at it, leave that to them.
+
+        Parameters
+        ----------
+        alone
+            Whether the run was to extract what nobody else would.
+        """
+        root = report.lake
+        if report.committed < report.blocks and not (alone and writer_of(root) is None):
+            if self._builders:
+                self._say("others extract the rest: the last one keeps statistics and top tokens")
+            self._builders.clear()
+        elif report.overtaken:  # what was gathered is not of what is stored
+            self._builders.clear()
         if self._builders:
             self._say("keeping what was gathered on the way")
         while self._builders:  # each leaves its memory to the next
             self._builders.pop().finish()
+
+    def compute(self, report: "ExtractReport") -> None:
+        """Compute them from what is stored, if a label was asked for and the lake is complete."""
+        from neuronlake.analysis import complete_tag_lists, compute_statistics
+
+        self._builders.clear()  # they have found the label to be one of the plan
+        label = self._label
+        if label is None or label == "none" or report.committed < report.blocks:
+            return
+        self._say(f"computing statistics and top tokens of {label} from what is stored")
+        lake = open_lake(report.lake)
+        compute_statistics(lake, label)
+        complete_tag_lists(lake, label)
 
     def _add(self, *chunk: Any) -> None:
         for builder in self._builders:

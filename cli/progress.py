@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from neuronlake.cli.common import size
-from neuronlake.extractor.extract import Observer
+from neuronlake.extractor.settings import Observer
 
 
 class ExtractProgress:

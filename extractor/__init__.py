@@ -2,8 +2,9 @@
 
 from neuronlake.extractor.attribution import AttributionReport, AttributionSettings, attribute
 from neuronlake.extractor.corpora import AudioCorpus, ConlluCorpus, TableCorpus, TextCorpus
-from neuronlake.extractor.extract import ExtractReport, ExtractSettings, Observer, extract
+from neuronlake.extractor.extract import extract
 from neuronlake.extractor.labelling import label_with_conllu, label_with_spacy
+from neuronlake.extractor.settings import ExtractReport, ExtractSettings, Observer
 from neuronlake.extractor.source import ModelSource, resolve_model
 
 __all__ = [

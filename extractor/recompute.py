@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from neuronlake.extractor.capture import MakeBatches, TransformersEngine, text_batches
 from neuronlake.extractor.corpora.audio import AudioCorpus
-from neuronlake.extractor.extract import extract_block
+from neuronlake.extractor.engines import extract_block
 from neuronlake.extractor.model import Model, choose_device
 from neuronlake.extractor.reading import SpeechReader
 from neuronlake.extractor.source import ModelSource

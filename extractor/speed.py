@@ -9,8 +9,8 @@ import numpy as np
 
 import neuronlake.store.layout as layout
 from neuronlake.extractor.capture import BlockPlan, TransformersEngine
-from neuronlake.extractor.extract import BATCH_TOKENS
 from neuronlake.extractor.model import Model, ModelShape, choose_device, read_shape
+from neuronlake.extractor.settings import BATCH_TOKENS
 from neuronlake.extractor.source import ModelSource, find_configuration, resolve_model
 from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
 from neuronlake.store.buffer import BlockBuffer

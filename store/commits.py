@@ -53,17 +53,24 @@ def of_sites(path: str, sites: Collection[str]) -> bool:
     return folder in ("activations", "scales") and below.partition("/")[0] in sites
 
 
-def write_commit(root: LakePath, commit: Commit) -> None:
+def write_commit(root: LakePath, commit: Commit) -> bool:
     """Publish a block whose files, and the folders that hold them, are already in place and synced.
 
-    When this returns, the block survives a power cut, the plan it belongs to included.
+    When this returns, the block survives a power cut, the plan it belongs to included. A record that another process has
+    written meanwhile stays if its files are the ones on the disk.
+
+    Returns
+    -------
+    bool
+        Whether these are the files that the record promises: not if another process committed the block with other bytes
+        (another processor, other versions).
 
     Raises
     ------
     StorageError
-        When the file system refuses.
+        When the file system refuses; when files of two processes with different bytes are mixed, and nothing is committed.
     """
-    publish_commit(root, commit, commit_bytes(commit))
+    return publish_commit(root, commit, commit_bytes(commit))
 
 
 def commit_bytes(commit: Commit) -> bytes:
@@ -78,8 +85,10 @@ def commit_bytes(commit: Commit) -> bytes:
     )
 
 
-def publish_commit(root: LakePath, commit: Commit, data: bytes) -> None:
+def publish_commit(root: LakePath, commit: Commit, data: bytes) -> bool:
     """As `write_commit`, of a commit whose record is there already: `data`."""
+    if is_committed(root, commit.block) and not _overtakes(root, commit):
+        return read_commit(root, commit.block).files == commit.files
     path = layout.commit_path(commit.block)
     folder = root / _COMMITS
     try:
@@ -93,13 +102,41 @@ def publish_commit(root: LakePath, commit: Commit, data: bytes) -> None:
     sync_ancestors(root, sorted({*resting, _COMMITS}))
     try:
         write_file(root, path, [data], new=True)
-    except FileExistsError:  # somebody else was faster
-        if read_commit(root, commit.block).files != commit.files:
-            raise StorageError(
-                f"{root / path}: block {commit.block} was committed meanwhile with other bytes; that one stays, run the "
-                "same command again"
-            ) from None
+    except FileExistsError:  # somebody else was faster, just now
+        if not _overtakes(root, commit):
+            return read_commit(root, commit.block).files == commit.files
+        write_file(root, path, [data])
     sync_folder(folder)
+    return True
+
+
+def _overtakes(root: LakePath, commit: Commit) -> bool:
+    """Whether a block that another process has committed meanwhile is to have this record instead.
+
+    Both have put all their files in place by now, each file at once. Mostly they are the same; if not, they are compared.
+    """
+    try:
+        other = read_commit(root, commit.block)
+    except DamageError:
+        return True
+    if other.files == commit.files:
+        return False
+    found = {file.path: file_checksum(root / file.path) for file in commit.files}
+
+    def whole(files: tuple[FileRecord, ...]) -> bool:
+        return all(found.get(file.path) == (file.bytes, file.xxh3) for file in files)
+
+    if whole(other.files):
+        return False
+    if whole(commit.files):
+        return True
+    record = root / layout.commit_path(commit.block)
+    record.unlink(missing_ok=True)
+    sync_folder(record.parent)
+    raise StorageError(
+        f"block {commit.block} of {root} was extracted by two processes at once, on other processors or with other library "
+        "versions, and their files are mixed: it is not committed; run the same command again"
+    )
 
 
 def settle_commits(root: LakePath) -> None:
@@ -139,6 +176,11 @@ def read_commits(root: LakePath, blocks: Iterable[int]) -> tuple[Commit, ...]:
     if isinstance(root, ObjectPath):
         return tuple(map_waiting(lambda block: read_commit(root, block), blocks))
     return tuple(read_commit(root, block) for block in blocks)
+
+
+def is_committed(root: LakePath, block: int) -> bool:
+    """Whether a block is committed now."""
+    return (root / layout.commit_path(block)).exists()
 
 
 def committed_blocks(root: LakePath) -> tuple[int, ...]:

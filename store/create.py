@@ -19,7 +19,7 @@ from neuronlake.store.files import (
 )
 from neuronlake.store.kept import KEPT
 from neuronlake.store.label_sets import label_set_names
-from neuronlake.store.lock import LOCK_FILE
+from neuronlake.store.lock import CLAIMS, LOCK_FILE
 from neuronlake.store.objects import LakePath, ObjectPath
 from neuronlake.store.plan_record import PLAN_ASIDE, read_plan_record
 from neuronlake.store.spec import LakeSpec, dump_metadata, root_metadata
@@ -173,7 +173,7 @@ def json_object(path: LakePath) -> dict[str, Any]:
 
 
 def _counts(entry: LakePath) -> bool:
-    return not entry.name.endswith(".tmp") and entry.name != LOCK_FILE
+    return not entry.name.endswith(".tmp") and entry.name not in (LOCK_FILE, CLAIMS)
 
 
 def _lost_spec(root: LakePath, spec: LakeSpec) -> LakeSpec:

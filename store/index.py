@@ -152,6 +152,8 @@ def merge_many(root: LakePath, site: str, checksums: Mapping[int, str]) -> None:
 def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
     """Index the committed blocks that no segment covers, and merge all segments of a site into one.
 
+    Segments of blocks that are committed meanwhile, by others, are left as they are.
+
     Returns
     -------
     int
@@ -183,11 +185,23 @@ def complete_index(lake: "Lake", *, progress: Callable[[int, int], None] = lambd
                 for part in [part for part in parts if _damaged(part)] or parts:
                     discard(lake.path, part.name, kept=INDEX)
                 return complete_index(lake, progress=progress)
-        kept = {part.name for part in segments(lake.path, site, checksums)}
-        for name in kept_results(lake.path, kept=INDEX):  # of blocks that have changed, or damaged
-            if name.startswith(f"{PREFIX}{site}-") and name not in kept:
+        chosen = segments(lake.path, site, checksums)
+        kept, covered = {part.name for part in chosen}, {block for part in chosen for block in part.blocks}
+        for name in kept_results(lake.path, kept=INDEX):
+            if name.startswith(f"{PREFIX}{site}-") and name not in kept and _is_obsolete(lake.path, name, covered):
                 discard(lake.path, name, kept=INDEX)
     return len(missing)
+
+
+def _is_obsolete(root: LakePath, name: str, covered: set[int]) -> bool:
+    """Whether a segment that was not chosen is damaged, of blocks that have changed, or of blocks covered otherwise."""
+    try:
+        record = kept_record(root, name, kept=INDEX)
+        if record["version"] != VERSION or covered >= {int(block) for block in record["blocks"]}:
+            return True
+        return any(commit_checksum(root, int(block)) != checksum for block, checksum in record["blocks"].items())
+    except (DamageError, FileNotFoundError):  # a block's commit is gone
+        return True
 
 
 def index_block(lake: "Lake", block: int) -> dict[str, BlockIndex]:

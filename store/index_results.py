@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from neuronlake.store.commits import commit_checksum
 from neuronlake.store.errors import DamageError
 from neuronlake.store.files import storage_error
 from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish, staging
@@ -84,6 +85,8 @@ def publish_instead(
 ) -> None:
     """Publish a staged result and remove those whose names begin alike: it covers what they do.
 
+    If another process has published one meanwhile that covers more, that one stays instead.
+
     Raises
     ------
     StorageError
@@ -93,4 +96,15 @@ def publish_instead(
     publish(folder, name, record, sync=sync)
     for other in kept_results(root, kept=INDEX):
         if other.startswith(prefix) and other != name:
-            discard(root, other, kept=INDEX)
+            discard(root, name if _covers_more(root, other, record["blocks"]) else other, kept=INDEX)
+
+
+def _covers_more(root: LakePath, name: str, blocks: Mapping[str, str]) -> bool:
+    """Whether a result is whole, of blocks that are all unchanged, and of more than these."""
+    try:
+        others = kept_record(root, name, kept=INDEX)["blocks"]
+        return others.items() > blocks.items() and all(
+            commit_checksum(root, int(block)) == checksum for block, checksum in others.items()
+        )
+    except (DamageError, FileNotFoundError):  # a block's commit is gone
+        return False

@@ -75,8 +75,8 @@ def repair(path: LakeName, *, full: bool = False) -> RepairReport:
     """
     root = lake_path(path)
     examine(root, full=False, writer=None)  # what is no lake is refused before anything is made in it
-    with writing(root):
-        found = examine(root, full=full, writer=None)
+    with writing(root) as alone:
+        found = examine(root, full=full, writer=None, alone=alone)
         report = RepairReport(full=full, damage=list(found.report.damage))
         if found.report.ok and not found.report.leftovers:
             return report

@@ -17,7 +17,7 @@ from neuronlake.store.errors import DamageError, InputError, StorageError
 from neuronlake.store.files import FileRecord, checksum_found, files_below, read_checked, sizes_below, stale_temporaries
 from neuronlake.store.kept import INDEX, KEPT, MADE_BY, RECORD, kept_record, kept_results
 from neuronlake.store.label_sets import LABELS, examine_label_set, is_label_set, label_set_names
-from neuronlake.store.lock import LOCK_FILE, writer_of
+from neuronlake.store.lock import CLAIMS, LOCK_FILE, writer_of
 from neuronlake.store.objects import LakeName, LakePath, ObjectPath, lake_path
 from neuronlake.store.parallel import map_waiting
 from neuronlake.store.plan_record import DROPPED, PLAN_ASIDE, TABLES, PlanRecord, read_dropped, read_plan_record
@@ -105,11 +105,17 @@ def verify(path: LakeName, *, full: bool = False) -> VerifyReport:
         When there is no lake to check, its plan was never finished, or its format is not ours.
     """
     root = lake_path(path)
-    return examine(root, full=full, writer=writer_of(root)).report
+    report = examine(root, full=full, writer=writer_of(root)).report
+    if report.writer is None and (report.leftovers or report.unknown_files) and (writer := writer_of(root)) is not None:
+        report = examine(root, full=full, writer=writer).report  # it began meanwhile: what it is at is no leftover
+    return report
 
 
-def examine(root: LakePath, *, full: bool, writer: str | None) -> Findings:
-    """Do what `verify` does, and keep the findings apart by what a repair would do about them."""
+def examine(root: LakePath, *, full: bool, writer: str | None, alone: bool = False) -> Findings:
+    """Do what `verify` does, and keep the findings apart by what a repair would do about them.
+
+    With `alone`, nobody else can be writing: temporary files of other hosts were left behind, too.
+    """
     found = Findings(report=VerifyReport(full=full, writer=writer))
     # Listed before the commits: what is committed in between is then not taken for a leftover.
     if isinstance(root, Path):
@@ -138,10 +144,11 @@ def examine(root: LakePath, *, full: bool, writer: str | None) -> Findings:
         found.kept += _examine_index(root, found.report)
     _examine_labels(root, found)
     others = [path for path in present if path not in known and not _of_result(root, path, found.sizes)]
+    others = [path for path in others if not path.startswith(f"{CLAIMS}/")]  # the next writer alone removes them
     if found.plan is None:  # then no record lists what planning wrote
         metadata = {} if found.spec is None else metadata_files(found.spec, 1)
         others = [path for path in others if not _TABLE.fullmatch(path) and path not in metadata]
-    _sort_others(root, found, others, set(committed))
+    _sort_others(root, found, others, set(committed), alone=alone)
     return found
 
 
@@ -321,7 +328,7 @@ def _other_rows(root: LakePath, plan: PlanRecord, commit: Commit) -> str | None:
     return None
 
 
-def _sort_others(root: LakePath, found: Findings, paths: Iterable[str], committed: set[int]) -> None:
+def _sort_others(root: LakePath, found: Findings, paths: Iterable[str], committed: set[int], *, alone: bool) -> None:
     """Divide what no record mentions into leftovers, what a running writer is at, and unknown files."""
     report = found.report
     stale = {path.relative_to(root).as_posix() for path in stale_temporaries(root)} if isinstance(root, Path) else set()
@@ -334,7 +341,7 @@ def _sort_others(root: LakePath, found: Findings, paths: Iterable[str], committe
         elif path.startswith(tuple(f"{kept}/." for kept in KEPT)) and not ended:
             continue  # a result that a reader is about to keep; that needs no lock
         elif report.writer is None:
-            (report.leftovers if ended else report.unknown_files).append(path)
+            (report.leftovers if ended or alone else report.unknown_files).append(path)
 
 
 def _is_uncommitted(path: str, spec: LakeSpec | None, committed: set[int]) -> bool:

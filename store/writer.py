@@ -95,6 +95,8 @@ class BlockWriter:
         self._checksums: dict[int, str] = {}
         self.bytes_written = 0
         """Bytes of the shards written so far, for progress displays."""
+        self.overtaken: set[int] = set()
+        """Blocks that another process has committed meanwhile with other bytes: theirs stay."""
 
     def __enter__(self) -> Self:
         return self
@@ -231,8 +233,9 @@ class BlockWriter:
                 staged = stage(self._root, path, [*chain.from_iterable(parts), index], new=True)
                 records.append(self._publish(staged))
                 sync_folder((self._root / path).parent)
-        write_commit(self._root, Commit(block=block, rows=rows, provenance=provenance, files=tuple(records)))
-        if indexer is not None:
+        if not write_commit(self._root, Commit(block=block, rows=rows, provenance=provenance, files=tuple(records))):
+            self.overtaken.add(block)
+        elif indexer is not None:
             self._keep_index(block, indexer)
 
     def _keep_index(self, block: int, indexer: BlockIndexer) -> None:

@@ -50,16 +50,17 @@ class ForkServer:
 
     def start(self, **request: Any) -> int:
         """Fork a child for the request and return its process id."""
+        self._child = self._ask(request)
+        return self._child
+
+    def wait(self, child: int | None = None) -> int:
+        """Wait for a child, the last one by default; return its exit status, negative for a signal."""
+        return self._ask({"wait for": self._child if child is None else child})
+
+    def _ask(self, request: dict[str, Any]) -> int:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._answer()
-
-    def wait(self) -> int:
-        """Wait for the child; return its exit status, negative for a signal."""
-        return self._answer()
-
-    def _answer(self) -> int:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -68,8 +69,12 @@ class ForkServer:
 
 
 def serve(work: Callable[[dict[str, Any]], None]) -> None:
-    """Fork for each request (a line of JSON on the standard input); answer with process id, then exit status."""
+    """Fork for each request (a line of JSON on the standard input) and answer with the process id, or wait for one."""
     for line in sys.stdin:
+        request = json.loads(line)
+        if "wait for" in request:
+            print(os.waitstatus_to_exitcode(os.waitpid(request["wait for"], 0)[1]), flush=True)
+            continue
         tasks = Path("/proc/self/task")
         threads = len(list(tasks.iterdir())) if tasks.is_dir() else threading.active_count()
         if threads > 1 + _ARROWS:
@@ -78,10 +83,9 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
         if child == 0:
             status = 1
             try:
-                work(json.loads(line))
+                work(request)
                 status = 0
             finally:
                 sys.stderr.flush()
                 os._exit(status)
         print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
