@@ -20,6 +20,7 @@ from neuronlake.store.objects import LakePath
 from neuronlake.store.tag_lists import LayerLists, TagLists, keep_tag_lists
 
 MAX_TAGS = 256
+_TRIES = 4  # others replace what is kept a few times at most: each time it covers more
 _MAX_ROWS = 1 << 32  # a row number takes four bytes in a list
 _Progress = Callable[[int, int], None]
 
@@ -57,6 +58,7 @@ class TagListsBuilder:
         self._groups = self._making.groups(range(lake.plan.blocks))
         self._layers: dict[int, LayerLists] = {}
         self._seen: set[int] = set()
+        self._lost = False
         self._lock = Lock()
 
     def add(self, site: str, layer: int, block: int, chunk: int, codes: NDArray[Any]) -> None:
@@ -65,9 +67,14 @@ class TagListsBuilder:
             return
         with self._lock:
             self._seen.add(block)
-            if layer not in self._layers:
-                self._layers[layer] = self._making.begin(layer)
-        if block in self._groups:
+            if layer not in self._layers and not self._lost:
+                try:
+                    self._layers[layer] = self._making.begin(layer)
+                except DamageError:
+                    if not self._making.replaced:
+                        raise
+                    self._lost = True
+        if block in self._groups and not self._lost:
             groups = self._groups[block]
             self._layers[layer].add(block, chunk, codes, groups.rows, groups.start)
 
@@ -76,8 +83,8 @@ class TagListsBuilder:
         lake = open_lake(self._path)
         if missing := self._seen - set(lake.blocks):
             raise AssertionError(f"block {min(missing)} was added but not committed")
-        covered = self._seen | set(self._making.covered)
-        if self._seen:
+        covered = set() if self._lost else self._seen | set(self._making.covered)
+        if self._seen and not self._lost:
             self._making.keep(lake, covered, lambda layer: self._layers.pop(layer), progress)
         if not covered >= set(lake.blocks):  # of a run that was killed
             complete_tag_lists(open_lake(self._path), self._by, progress=progress)
@@ -107,7 +114,17 @@ def complete_tag_lists(lake: Lake, by: str, *, progress: _Progress = lambda done
     StorageError
         When the file system refuses.
     """
-    making = _Making(lake, _labels(lake, by))
+    for _ in range(_TRIES - 1):
+        making = _Making(lake, _labels(lake, by))
+        try:
+            return _complete(lake, making, progress)
+        except DamageError:
+            if not making.replaced:
+                raise
+    return _complete(lake, _Making(lake, _labels(lake, by)), progress)
+
+
+def _complete(lake: Lake, making: "_Making", progress: _Progress) -> int:
     missing = [block for block in lake.blocks if block not in making.covered]
     if not missing:
         return 0
@@ -141,6 +158,11 @@ class _Making:
         self._labels = labels.with_tags(tuple(sorted({*labels.tags, *known})))
         self.covered: tuple[int, ...] = () if self._base is None else self._base.blocks
         """Blocks that need not be added."""
+
+    @property
+    def replaced(self) -> bool:
+        """Whether what is kept has been replaced by somebody else since this began; where locks work, nobody does."""
+        return self._base is not None and not self._base.folder.exists()
 
     @property
     def layer_bytes(self) -> int:

@@ -12,7 +12,7 @@ _PUD = "en_pud-ud-test.conllu.gz"
 _SCORES = ("task", "where", "layer", "classifier", "shift", "n_features", "n_test", "accuracy", "macro_f1", "selectivity")
 _CONCEPT = ("concept", "layer", "classifier", "n_features", "balanced_accuracy", "selectivity")
 STUDIES: dict[str, tuple[str, ...]] = {
-    "gradient": ("--tokens", "1000"),
+    "gradient": ("--tokens", "500", "--least", "15"),
     "ig": ("--method", "ig", "--per-tag", "50", "--classes-only"),
 }
 """Arguments of every study, beside the lakes and the model."""

@@ -9,7 +9,8 @@ CHUNK_BYTES = 1 << 20  # 1 MiB decoded: zarr costs 0.2–0.5 ms a chunk, whateve
 BLOCK_BYTES = 2 << 30  # 2 GiB of buffer for a block of all layers
 # Larger blocks would only make a commit rarer: at 8,192 rows a 135M-parameter model commits every 20 s on two cores.
 MAX_BLOCK_ROWS = 8192
-MIN_BLOCK_ROWS = 256
+# The index has a fixed size per neuron and block: at 256 rows it would be larger than the activations, here it is an eighth.
+MIN_BLOCK_ROWS = 2048
 
 
 def default_block_rows(*, layers: int, neurons: int, itemsize: int) -> int:
