@@ -29,7 +29,7 @@ _NEURON_SITES = (DEFAULT_SITE, "mlp.gate", "mlp.gate_sign", "mlp.up")
 # Sentences of EWT have 19 tokens; one that is at hand when a block is full has more, since long ones are hit more often.
 _SEQUENCE_TOKENS = 64
 _ENCODE_SECONDS = 1.5
-_BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?(?:e\d+)?)\s*([kmgt]?)(bit|b|B)?(?:/s|ps)?", re.IGNORECASE)
+_BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?(?:e\d+)?)\s*([kmgt]?)(bit|b|B)(?:/s|ps)?", re.IGNORECASE)
 _LARGE_INDEX = 0.25  # of the activations
 _COMFORTABLE_BYTES = 32 << 30
 
@@ -366,10 +366,10 @@ def _whole(text: str) -> int:
 
 
 def _bandwidth(text: str) -> float:
-    """Bytes a second, for argparse: 10Gbit, 500MB, 1e9."""
+    """Bytes a second, for argparse: 10Gbit, 500MB."""
     match = _BANDWIDTH.fullmatch(text.strip())
     if match is None or not 0 < float(match[1]) < 1e18:
         raise argparse.ArgumentTypeError(f"expected a rate such as 10Gbit or 500MB, got {text!r}")
     scale = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[match[2].lower()]
-    bits = match[3] is not None and (match[3].lower() == "bit" or match[3] == "b")
+    bits = match[3].lower() == "bit" or match[3] == "b"
     return float(match[1]) * scale / (8 if bits else 1)

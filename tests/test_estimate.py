@@ -179,6 +179,7 @@ SHAPE = ("--layers", "2", "--neurons", "10")
         ((*SHAPE, "--tokens", "5", "--sites", "resid.post"), "add --hidden"),
         ((*SHAPE, "--tokens", "5", "--sites", "nope"), "not known without a model"),
         ((*SHAPE, "--tokens", "5", "--bandwidth", "fast"), "expected a rate such as 10Gbit"),
+        ((*SHAPE, "--tokens", "5", "--bandwidth", "10"), "expected a rate such as 10Gbit"),
         ((*SHAPE, "--tokens", "5", "--block-rows", "100"), "power of two"),
         ((*SHAPE, "--tokens", "5", "--measured", "/nowhere.lake"), "no lake at /nowhere.lake"),
         ((*SHAPE, "--tokens", "5", "--tokens-per-second", "0"), "expected a number above 0"),
