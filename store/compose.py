@@ -12,8 +12,7 @@ Examples
 >>> from neuronlake.store.compose import write_tables
 >>> from neuronlake.store.compose_plan import ComposedPlan
 >>> from neuronlake.store.compose_tokens import token_columns
->>> from neuronlake.store.objects import LakeName, LakePath, lake_path
-from neuronlake.store.plan_record import publish_plan
+>>> from neuronlake.store.plan_record import publish_plan
 >>> tokens = {"form": ["to", "be", "or", "not", "to", "be"], "sentence": [0, 0, 1, 1, 1, 1]}
 >>> spec = LakeSpec(
 ...     model={"name": "mine", "sha256": "of the weights", "architecture": "none"},

@@ -29,8 +29,14 @@ def process(kind: str, *arguments: str, path: Path | None = None) -> Iterator[su
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s",
     }
     command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--host", "127.0.0.1", "--no-dashboard", *arguments]
+    # `python -m` searches the folder it is started in first; an editable installation's metadata lie in this one.
     running = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        env=environment,
+        cwd=path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         yield running
