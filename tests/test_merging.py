@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from lakes import foreign_values
 from moving import SITES, committed_values, kill_and_finish, label, text_lake, tree
 
+import neuronlake.store.layout as layout
 from neuronlake.analysis import compute_statistics, top_tokens
 from neuronlake.cli.main import main
 from neuronlake.store import InputError, Lake, complete_index, open_lake, verify
+from neuronlake.store.commits import commit_bytes, read_commit
 from neuronlake.store.copying import copy_lake
 from neuronlake.store.merging import merge_lakes
 from neuronlake.store.tables import PADDING
@@ -203,11 +205,10 @@ def test_what_does_not_go_together_is_refused_in_one_line(
     # the same block with other bytes, as another machine computes it
     odd = tmp_path / "odd.lake"
     copy_lake(first, odd, blocks=(0, 1))
-    from neuronlake.store.commits import read_commit, write_commit
-
     commit = read_commit(odd, 0)
     changed = dataclasses.replace(commit.files[0], xxh3="0" * 16)
-    write_commit(odd, dataclasses.replace(commit, files=(changed, *commit.files[1:])))
+    record = commit_bytes(dataclasses.replace(commit, files=(changed, *commit.files[1:])))
+    (odd / layout.commit_path(0)).write_bytes(record)
     cases = [
         ((out, first, other), "do not go together (model.sha256: 0 and another)"),
         ((out, first, coded), "do not go together (encoding: float16 and bfloat16)"),
