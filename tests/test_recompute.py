@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lakes import synthetic_lake
+from lakes import forge_commit, synthetic_lake
 from tiny import conllu, make_model, some_sentences
 
 from neuronlake.cli.main import main
 from neuronlake.extractor import ConlluCorpus, ExtractSettings, ModelSource, extract, resolve_model
 from neuronlake.extractor.recompute import distances, recompute, tolerance
 from neuronlake.store import BlockWriter, DamageError, InputError, Lake, open_lake, verify
-from neuronlake.store.commits import read_commit, write_commit
+from neuronlake.store.commits import read_commit
 from neuronlake.store.files import write_file
 
 ENCODINGS = ("float32", "float16", "bfloat16", "int8a")
@@ -135,7 +135,7 @@ def test_other_batches_and_versions_agree_within_rounding(
     root = tmp_path / "a.lake"
     shutil.copytree(pristine["float32"], root)
     commit = read_commit(root, 1)
-    write_commit(root, dataclasses.replace(commit, provenance={**commit.provenance, "batch_tokens": 1, "torch": "1.0"}))
+    forge_commit(root, dataclasses.replace(commit, provenance={**commit.provenance, "batch_tokens": 1, "torch": "1.0"}))
     report = recompute(root, source, blocks=99, seed=0)
     (audit,) = (audit for audit in report.blocks if audit.block == 1)
     assert audit.ok
@@ -163,7 +163,7 @@ def test_what_cannot_be_recomputed_is_refused(root: Path, source: ModelSource, t
         recompute(tmp_path / "synthetic.lake", source, blocks=1, seed=0)
     for block in open_lake(root).blocks:
         commit = read_commit(root, block)
-        write_commit(root, dataclasses.replace(commit, provenance={"backend": "import"}))
+        forge_commit(root, dataclasses.replace(commit, provenance={"backend": "import"}))
     with pytest.raises(InputError, match="does not say in which batches"):
         recompute(root, source, blocks=1, seed=0)
     shutil.rmtree(root / "commits")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lakes import make_spec, plan_lake, random_sentences, synthetic_lake, write_blocks
+from lakes import forge_commit, make_spec, plan_lake, random_sentences, synthetic_lake, write_blocks
 
 from neuronlake.cli.main import main
 from neuronlake.store import DamageError, InputError, StorageError, create_lake, open_lake, verify
-from neuronlake.store.commits import read_commit, write_commit
+from neuronlake.store.commits import read_commit
 from neuronlake.store.files import storage_error, write_file
 
 
@@ -118,16 +118,16 @@ def test_the_quick_check_reads_all_metadata_and_compares_the_records(pristine: P
     root = tmp_path / "commits.lake"
     shutil.copytree(pristine, root)
     commit = read_commit(root, 0)
-    write_commit(root, dataclasses.replace(commit, files=(*commit.files[:-1], commit.files[0])))
+    forge_commit(root, dataclasses.replace(commit, files=(*commit.files[:-1], commit.files[0])))
     assert "lists 2 files, not 2 (first difference activations/mlp.post/1/c.0.0)" in " ".join(verify(root).damage)
-    write_commit(root, dataclasses.replace(commit, provenance={"lake": "0" * 64}))
+    forge_commit(root, dataclasses.replace(commit, provenance={"lake": "0" * 64}))
     assert "commits/block-000000.json: is the record of a block of another lake" in verify(root).damage
-    write_commit(root, dataclasses.replace(commit, rows=commit.rows - 1))
+    forge_commit(root, dataclasses.replace(commit, rows=commit.rows - 1))
     assert verify(root).ok
     assert f"has {commit.rows - 1} rows, the plan {commit.rows}" in " ".join(verify(root, full=True).damage)
-    write_commit(root, commit)
+    forge_commit(root, commit)
     assert verify(root, full=True).ok
-    write_commit(root, dataclasses.replace(commit, block=7))
+    forge_commit(root, dataclasses.replace(commit, block=7))
     assert "commits/block-000007.json: the plan has only 2 blocks" in verify(root).damage
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lakes import synthetic_lake
+from lakes import forge_commit, synthetic_lake
 from tiny import conllu, some_sentences
 from tiny_world import SETTINGS, World, make_world
 
 from neuronlake.cli.main import main
 from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
 from neuronlake.store import InputError, LakeSpec, create_lake, open_lake, verify
-from neuronlake.store.commits import committed_blocks, read_commit, write_commit
+from neuronlake.store.commits import committed_blocks, read_commit
 from neuronlake.store.create import discard_unfinished
 from neuronlake.store.files import seal
 from neuronlake.store.plan_record import PLAN_ASIDE, read_plan_record
@@ -163,7 +163,7 @@ def test_nothing_says_what_a_lake_was_of(tmp_path: Path) -> None:
     root = tmp_path / "a.lake"
     synthetic_lake(root)
     for block in committed_blocks(root):
-        write_commit(root, dataclasses.replace(read_commit(root, block), provenance={}))
+        forge_commit(root, dataclasses.replace(read_commit(root, block), provenance={}))
     for name in ("zarr.json", "plan/plan.json"):
         (root / name).write_text("{")
     before = contents(root)
@@ -229,7 +229,7 @@ def test_a_commit_of_another_lake_and_one_beyond_the_plan(world: World, lake: Pa
             (lake / name).write_bytes(data)  # a whole block, valid in itself
     assert not verify(lake).ok, "the commit record names its lake"
     blocks = open_lake(lake).plan.blocks
-    write_commit(lake, dataclasses.replace(read_commit(lake, 0), block=blocks))
+    forge_commit(lake, dataclasses.replace(read_commit(lake, 0), block=blocks))
     report = repair(lake)
     assert report.ok
     assert report.redo == [1]
@@ -241,13 +241,17 @@ def test_a_commit_of_another_lake_and_one_beyond_the_plan(world: World, lake: Pa
 def test_leftovers_are_removed_and_foreign_files_kept(world: World, lake: Path) -> None:
     (lake / "commits/block-000001.json").unlink()
     stale = lake / "plan" / f".x.{socket.gethostname().replace('.', '-')}.999999999.abc.tmp"
-    stale.write_text("half")
-    foreign = [lake / "plan/.x.another-host.1.abc.tmp", lake / "commits/README", lake / "activations/mlp.post/0/c.1.0.bak"]
+    # of another host, too: nobody else is writing while the lake is held alone
+    elsewhere = lake / "plan/.x.another-host.1.abc.tmp"
+    for path in (stale, elsewhere):
+        path.write_text("half")
+    foreign = [lake / "commits/README", lake / "activations/mlp.post/0/c.1.0.bak"]
     for path in foreign:
         path.write_text("kept")
     report = repair(lake)
     assert report.ok
     assert not stale.exists()
+    assert not elsewhere.exists()
     assert not (lake / "activations/mlp.post/0/c.1.0").exists()
     assert all(path.read_text() == "kept" for path in foreign)
     for path in foreign:
