@@ -51,7 +51,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
             "run(layers=2, blocks=2, tall_blocks=3, block_rows=1024, repeats=1, encodings=('int8a',), share=0.01)",
             "| scan of float32 | ",
         ),
-        ("writers", "run(2, (2,), blocks=20)", "two hosts, one of them cut off: "),
+        ("writers", "run(1, (2,), blocks=20, hosts=False)", "2 workers of a cluster: "),
     ],
 )
 def test_benchmark_runs(tmp_path: Path, name: str, call: str, shown: str) -> None:
