@@ -1,5 +1,6 @@
 """Commit records: a block exists when its record does."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -121,7 +122,10 @@ def _overtakes(root: LakePath, commit: Commit) -> bool:
         return True
     if other.files == commit.files:
         return False
-    found = {file.path: file_checksum(root / file.path) for file in commit.files}
+    found = {}
+    for path in {file.path for file in (*commit.files, *other.files)}:
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = file_checksum(root / path)
 
     def whole(files: tuple[FileRecord, ...]) -> bool:
         return all(found.get(file.path) == (file.bytes, file.xxh3) for file in files)

@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("queries", "run(sentences=60, neurons=4)", "| one column against its layer | "),
         (
             "reproduction",
-            "run(30, {'gradient': tuple('--classes-only --layers 29 --per-tag 5 --fdr 1 --tokens 60 --least 3 --random 3 "
+            "run(60, {'gradient': tuple('--classes-only --layers 29 --per-tag 5 --fdr 1 --tokens 60 --least 3 --random 3 "
             "--random-draws 1 --lesion-k 20 -k 20 --shift 0'.split())})",
             "| tag | words | neurons | own Δ | others |",
         ),

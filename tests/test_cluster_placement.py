@@ -1,10 +1,14 @@
 """Which worker reads which part: fair shares, and few moves when workers come and go."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronlake.analysis.placement import host_of, place_parts
+
+# Hypothesis takes a draw of another thread for a strategy's: that of an earlier test's client, whose event loop goes on.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 
 PARTS = st.lists(st.integers(0, 2**62), min_size=1, max_size=60, unique=True)
 WORKERS = st.dictionaries(

@@ -115,7 +115,7 @@ def test_kept_scatter_is_read_again_and_added_to(tmp_path, monkeypatch):
     lake = growing.commit(4, 3, 5)
     read = []
     plain = lake.reader.shard
-    monkeypatch.setattr(lake.reader, "shard", lambda layer, block: read.append(block) or plain(layer, block))
+    monkeypatch.setattr(lake.reader, "shard", lambda layer, block, *more: read.append(block) or plain(layer, block, *more))
     found = scatter_of_rows(lake, features, counted_rows(lake, "last"), **everything)
     assert set(read) == {3, 4, 5}
     (second,) = kept_results(lake.path, kept=COVARIANCES)

@@ -98,12 +98,12 @@ def test_beside_plain_processes_and_after_ctrl_c_it_goes_on(
     root = harness.folder / "both.lake"
     client.start(arguments=["extract", str(root), *inputs, "--scheduler", address], status=130)
     deadline = time.monotonic() + 60
-    while not list((root / "commits").glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    while not list((root / "activations").rglob("c.*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
     assert client.child is not None
     os.kill(client.child, signal.SIGINT)
-    client.wait()  # 0, or 1 if it was done by then
-    assert "run the same command again to go on" in harness.log()
+    interrupted = client.wait() == 0  # else it was done by then
+    assert interrupted == ("run the same command again to go on" in harness.log()), harness.log()
     assert_whole(root)
     client.start(arguments=["extract", str(root), *inputs, "--scheduler", address], status=0)
     assert client.wait() == 0, harness.log()
@@ -282,8 +282,8 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_it_goes_on_later(
     start_workers(harness, address, 1)
     client.start(arguments=["extract", str(root), *inputs, "--scheduler", address], status=2)
     deadline = time.monotonic() + 120
-    while not list((root / "commits").glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    while not list((root / "activations").rglob("c.*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
     scheduler.kill()
     began = time.monotonic()
     assert client.wait() == 0, harness.log()
