@@ -54,11 +54,7 @@ def resolve_model(
     InputError
         When it cannot be found.
     """
-    path = Path(model).expanduser()
-    if gguf is None and path.suffix.lower() == ".gguf":
-        path, gguf = path.parent, path.name
-        if not (path / gguf).is_file():
-            raise InputError(f"no GGUF file at {path / gguf}")
+    path, gguf = _split(model, gguf)
     if gguf is not None:
         return _from_gguf(_find_gguf(path, model, gguf), say)
     if not path.is_dir():
@@ -79,6 +75,16 @@ def resolve_model(
     )
 
 
+def _split(model: str, gguf: str | None) -> tuple[Path, str | None]:
+    """The model's folder and, where one is named or `model` is one, its GGUF file."""
+    path = Path(model).expanduser()
+    if gguf is not None or path.suffix.lower() != ".gguf":
+        return path, gguf
+    if not path.is_file():
+        raise InputError(f"no GGUF file at {path}")
+    return path.parent, path.name
+
+
 def find_configuration(model: str, *, gguf: str | None = None, trust_remote_code: bool = False) -> Path:
     """Find what says how a model is built, its weights apart: a folder with its configuration, or a GGUF file.
 
@@ -92,11 +98,7 @@ def find_configuration(model: str, *, gguf: str | None = None, trust_remote_code
     InputError
         When it cannot be found.
     """
-    path = Path(model).expanduser()
-    if gguf is None and path.suffix.lower() == ".gguf":
-        path, gguf = path.parent, path.name
-        if not (path / gguf).is_file():
-            raise InputError(f"no GGUF file at {path / gguf}")
+    path, gguf = _split(model, gguf)
     if gguf is not None:
         return _find_gguf(path, model, gguf)
     if not path.is_dir():
