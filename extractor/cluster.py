@@ -1,6 +1,7 @@
 """Extraction by the workers of a dask.distributed cluster: one task per block, and the commits are what counts."""
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,10 @@ from neuronlake.store.objects import LakeName, lake_path
 __all__ = ["ClusterExtraction", "ClusterSettings", "connect"]
 
 _CONNECT_S = 5
+_WORKERS_S = 10
+"""How long to wait for a first worker."""
+_LOST_S = 1.0
+"""How long the scheduler takes to notice a connection that is broken."""
 _NAMED = 3  # workers that a message names
 _NO_MODULE = re.compile(r"No module named '(\w+)")
 
@@ -37,8 +42,8 @@ def connect(
     Raises
     ------
     InputError
-        When the scheduler does not answer, there is no worker, or one of them (the message names it) has not the packages,
-        the versions, the model, or what a block takes.
+        When the scheduler does not answer, no worker is there for 10 seconds, or one of them (the message names it) has not
+        the packages, the versions, the model, or what a block takes.
     """
     try:
         from distributed import Client
@@ -72,10 +77,6 @@ class ClusterExtraction:
         self._client, self._cluster, self._observer = client, replace(cluster, model=model), observer
         self._settings = settings
         workers = self._workers()
-        if not workers:
-            raise InputError(
-                f"no worker is connected to {cluster.address}: start some with `dask worker {cluster.address} --nthreads 1`"
-            )
         self._resources = _resources(workers, cluster.resources)
         observer.say(f"looking whether {len(workers)} workers have the model and the same versions")
         found = self._ask(cluster_worker.examine, model, cluster.gguf, settings.trust_remote_code, settings.device)
@@ -132,12 +133,35 @@ class ClusterExtraction:
         complete(root)
         return report_of(root, here.plan, extracted, overtaken)
 
-    def _workers(self) -> dict[str, Any]:
+    def _connected(self) -> dict[str, Any]:
         return dict(self._client.scheduler_info(n_workers=-1)["workers"])
 
+    def _workers(self) -> dict[str, Any]:
+        """Wait for the first worker; return all that are connected."""
+        until = time.monotonic() + _WORKERS_S
+        while not (workers := self._connected()):
+            if time.monotonic() > until:
+                raise InputError(
+                    f"no worker has connected to {self._cluster.address} for {_WORKERS_S} s: start some with "
+                    f"`dask worker {self._cluster.address} --nthreads 1`"
+                )
+            time.sleep(0.1)
+        return workers
+
     def _ask(self, function: Any, *arguments: Any) -> dict[str, Any]:
-        """Run a function on every worker."""
-        answers = self._client.run(function, *arguments, on_error="return")
+        """Run a function on every worker; one that is lost meanwhile is as if it had never been there."""
+        while True:
+            self._workers()
+            answers = dict(self._client.run(function, *arguments, on_error="return"))
+            if any(isinstance(answer, OSError) for answer in answers.values()):
+                time.sleep(
+                    _LOST_S
+                )  # the scheduler may have met the broken connection before it took the worker off its list
+                left = self._connected()
+                answers = {worker: answer for worker, answer in answers.items()
+                           if worker in left or not isinstance(answer, OSError)}  # fmt: skip
+            if answers:
+                break
         problems = {}
         for worker, answer in answers.items():
             if not isinstance(answer, Exception):
@@ -147,7 +171,7 @@ class ClusterExtraction:
             else:
                 problems[worker] = f"does not answer ({type(answer).__name__}: {answer}): it may have other versions"
         self._refuse(problems)
-        return dict(answers)
+        return answers
 
     def _check(self, found: Mapping[str, Any]) -> str:
         """Refuse workers that cannot extract; return where they compute."""

@@ -108,6 +108,13 @@ class Harness(ExitStack):
         return path.read_text() if path.exists() else ""
 
 
+def assert_ended_well(process: Process, status: int, allowed: Sequence[int] = (0,)) -> None:
+    """Assert that a process ended as it may; show the end of what the processes have said if not."""
+    if status not in allowed:
+        said = Path(process.request["log"]).read_text()[-4000:]
+        raise AssertionError(f"a process ended with status {status}: {process.request['arguments']}\n{said}")
+
+
 def contents(root: Path) -> dict[str, bytes]:
     """Path → bytes of every file, without statistics: their last bits depend on what was added up together."""
     return {
@@ -179,7 +186,7 @@ def kill_at_random(
             if victim in processes and not victim.runs():
                 continue
             status = victim.kill()
-            assert status in (0, -signal.SIGKILL), f"a process ended with status {status}"
+            assert_ended_well(victim, status, (0, -signal.SIGKILL))
             if status == -signal.SIGKILL:
                 counts["kills"] += 1
                 counts["of clients" if workers and victim in processes else "of workers"] += 1
@@ -188,10 +195,9 @@ def kill_at_random(
             victim.start()
         for process in processes:
             if process.child is not None:
-                status = process.wait()
-                assert status == 0, f"a process ended with status {status}"
+                assert_ended_well(process, process.wait())
         processes[0].start()  # what is left, if all were killed
-        assert processes[0].wait() == 0
+        assert_ended_well(processes[0], processes[0].wait())
         report = repair(root, full=True)
         assert report.ok
         after = verify(root, full=True)

@@ -195,6 +195,22 @@ def test_a_worker_with_other_packages_is_named(
     assert not (tmp_path / "a.lake").exists()
 
 
+def test_a_worker_that_is_lost_while_it_is_asked_is_not_missed(
+    harness: Harness, inputs: list[str], lone_scheduler: str, tmp_path: Path, expected: dict[str, bytes], client: Process
+) -> None:
+    from distributed import Client
+
+    body = "import os, neuronlake.extractor.cluster_worker as worker; worker.examine = lambda *_: os._exit(1)"
+    with odd_worker(harness, lone_scheduler, body), Client(lone_scheduler, set_as_default=False) as look:
+        (good,) = start_workers(harness, lone_scheduler, 1)
+        look.wait_for_workers(2, timeout=60)
+        client.start(arguments=["extract", str(tmp_path / "a.lake"), *inputs, "--scheduler", lone_scheduler], status=0)
+        assert client.wait() == 0, harness.log()
+        assert len(look.scheduler_info(n_workers=-1)["workers"]) == 1
+        good.kill()
+    assert_same(tmp_path / "a.lake", expected)
+
+
 def can_mount() -> bool:
     return subprocess.run(["unshare", "-r", "-m", "true"], capture_output=True, check=False).returncode == 0
 
@@ -220,7 +236,7 @@ def test_resources_are_asked_of_those_who_declare_them(
 ) -> None:  # fmt: skip
     root = tmp_path / "a.lake"
     command = ["extract", str(root), *inputs, "--scheduler", lone_scheduler]
-    assert f"no worker is connected to {lone_scheduler}: start some with `dask worker" in refused(capsys, command)
+    assert f"no worker has connected to {lone_scheduler} for 10 s: start some with `dask worker" in refused(capsys, command)
     with odd_worker(harness, lone_scheduler, more=("--resources", "GPU=1")):
         line = refused(capsys, [*command, "--worker-resources", "GPU=2"])
         assert "no worker declares GPU=2: they declare GPU=1; start workers with `dask worker … --resources GPU=2`" in line
