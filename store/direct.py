@@ -25,7 +25,7 @@ class DirectFile:
 
     def __init__(self, path: Path):
         if not hasattr(_local, "buffer"):
-            _local.buffer = mmap.mmap(-1, _BUFFER_BYTES)  # page-aligned, as direct writes demand
+            _local.buffer = _aligned_buffer()
         self._buffer = _local.buffer
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         self._direct = hasattr(os, "O_DIRECT")
@@ -101,3 +101,10 @@ class DirectFile:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         self._direct = False
+
+
+def _aligned_buffer() -> mmap.mmap:
+    """Return memory that begins with a page, as direct writes demand; a process forked from this one has a copy of its own."""
+    if hasattr(mmap, "MAP_PRIVATE"):  # by default it would be shared, and both would write each other's bytes
+        return mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE)
+    return mmap.mmap(-1, _BUFFER_BYTES)

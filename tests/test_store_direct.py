@@ -1,6 +1,8 @@
 """Direct writes: any cut of the data into parts gives the same file, also where the file system has no direct writes."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,28 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         DirectFile(tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
+def test_a_forked_process_does_not_write_into_its_parents_file(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from neuronlake.store.direct import DirectFile
+
+def write(name, text):
+    file = DirectFile(Path(name))
+    file.write(text)
+    return file
+
+parents = write("parents", b"parent" * 1000)
+if (child := os.fork()) == 0:
+    childs = write("childs", b"child" * 1000)
+    childs.finish(), childs.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+parents.finish(), parents.close()
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    assert (tmp_path / "childs").read_bytes() == b"child" * 1000
+    assert (tmp_path / "parents").read_bytes() == b"parent" * 1000
