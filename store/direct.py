@@ -104,7 +104,7 @@ class DirectFile:
 
 
 def _aligned_buffer() -> mmap.mmap:
-    """Return memory that begins with a page, as direct writes demand; a process forked from this one has a copy of its own."""
+    """Return memory that begins with a page, as direct writes demand; a forked process has a copy of its own."""
     if hasattr(mmap, "MAP_PRIVATE"):  # by default it would be shared, and both would write each other's bytes
         return mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE)
     return mmap.mmap(-1, _BUFFER_BYTES)
