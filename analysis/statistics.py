@@ -175,6 +175,13 @@ def compute_several(
     )  # fmt: skip
 
 
+def are_kept(lake: Lake, by: str) -> bool:
+    """Whether the lake keeps what `compute_statistics` gives for a label by default, of every committed block."""
+    key = StatisticsKey.of(lake, LabelRequest(by=by), folds=FOLDS, basic=False)
+    found = find_kept(lake, key, block_checksums(lake))
+    return found is not None and found.blocks == tuple(lake.blocks)
+
+
 def statistics_of_labels(
     source: LakeSource,
     labels: Sequence[LabelVector],

@@ -124,6 +124,12 @@ def complete_tag_lists(lake: Lake, by: str, *, progress: _Progress = lambda done
     return _complete(lake, _Making(lake, _labels(lake, by)), progress)
 
 
+def are_listed(lake: Lake, by: str) -> bool:
+    """Whether the lists of a label cover every committed block; their bytes are not looked at."""
+    wanted = labels_key(lake, _request(by))
+    return any(lists.labels == wanted and {*lists.blocks} >= {*lake.blocks} for lists in lake.index().tag_lists)
+
+
 def _complete(lake: Lake, making: "_Making", progress: _Progress) -> int:
     missing = [block for block in lake.blocks if block not in making.covered]
     if not missing:

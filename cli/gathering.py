@@ -30,6 +30,7 @@ class Gathering:
     def __init__(self, label: str | None, say: Callable[[str], None]):
         self._label, self._say = label, say
         self._builders: list[StatisticsBuilder | TagListsBuilder] = []
+        self._started = False
 
     def start(self, lake: LakePath) -> Tap | None:
         """Prepare, once the lake is planned.
@@ -41,6 +42,7 @@ class Gathering:
         """
         from neuronlake.analysis import StatisticsBuilder, TagListsBuilder
 
+        self._started = True
         if self._label == "none":
             return None
         if self._label is None and not _has_default(lake):
@@ -60,12 +62,19 @@ class Gathering:
     def finish(self, report: "ExtractReport", *, alone: bool) -> None:
         """Keep them, with those of the blocks that others have extracted; while others are still at it, leave that to them.
 
+        Where nothing was left to extract, what a run that was killed while it kept them left undone is computed from what is
+        stored.
+
         Parameters
         ----------
         alone
             Whether the run was to extract what nobody else would.
         """
         root = report.lake
+        if not self._started:
+            if report.committed == report.blocks and writer_of(root) is None:
+                self._catch_up(root)
+            return
         if report.committed < report.blocks and not (alone and writer_of(root) is None):
             if self._builders:
                 self._say("others extract the rest: the last one keeps statistics and top tokens")
@@ -79,14 +88,21 @@ class Gathering:
 
     def compute(self, report: "ExtractReport") -> None:
         """Compute them from what is stored, if a label was asked for and the lake is complete."""
-        from neuronlake.analysis import complete_tag_lists, compute_statistics
-
         self._builders.clear()  # they have found the label to be one of the plan
-        label = self._label
-        if label is None or label == "none" or report.committed < report.blocks:
+        if self._label is not None and report.committed == report.blocks:
+            self._catch_up(report.lake)
+
+    def _catch_up(self, path: LakePath) -> None:
+        from neuronlake.analysis import complete_tag_lists, compute_statistics
+        from neuronlake.analysis.statistics import are_kept
+        from neuronlake.analysis.tag_building import are_listed
+
+        if self._label == "none" or (self._label is None and not _has_default(path)):
+            return
+        label, lake = self._label or _DEFAULT, open_lake(path)
+        if are_kept(lake, label) and are_listed(lake, label):
             return
         self._say(f"computing statistics and top tokens of {label} from what is stored")
-        lake = open_lake(report.lake)
         compute_statistics(lake, label)
         complete_tag_lists(lake, label)
 

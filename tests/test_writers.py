@@ -24,7 +24,7 @@ from neuronlake.store import BlockWriter, InputError, StorageError, complete_ind
 from neuronlake.store.claims import Claims
 from neuronlake.store.commits import commit_checksum, read_commit
 from neuronlake.store.index import segments
-from neuronlake.store.kept import STATISTICS
+from neuronlake.store.kept import INDEX, STATISTICS, discard, kept_results
 from neuronlake.store.lock import (
     CLAIMS,
     COMPLETING,
@@ -343,6 +343,24 @@ def test_two_killed_at_random_make_the_lake_of_one(
         rng=random.Random(1),
     )
     assert counts["kills"] == 6
+
+
+def test_a_run_killed_before_it_kept_what_it_gathered_is_made_up_for(
+    harness: Harness, inputs: list[str], pair: list[Process], expected: dict[str, bytes]
+) -> None:
+    root = harness.folder / "ungathered.lake"
+    for _ in range(2):
+        pair[0].start(arguments=["extract", str(root), *inputs])
+        assert pair[0].wait() == 0, harness.log()
+        assert_same(root, expected)
+        assert len(kept_results(root)) == 1
+        for kept in (STATISTICS, INDEX):
+            for name in kept_results(root, kept=kept):
+                if kept == STATISTICS or name.startswith("tags-"):
+                    discard(root, name, kept=kept)
+    pair[0].start(arguments=["extract", str(root), *inputs, "--stats", "none"])
+    assert pair[0].wait() == 0, harness.log()
+    assert not kept_results(root)
 
 
 def test_neither_clocks_nor_missing_locks_matter(
