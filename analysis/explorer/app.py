@@ -22,7 +22,6 @@ from neuronlake.analysis.explorer.tag import tag_page
 from neuronlake.analysis.neuron import parse_neuron
 from neuronlake.store.errors import InputError, NeuronlakeError, StorageError
 
-
 _Answer = Callable[["Asked"], Response]
 
 
