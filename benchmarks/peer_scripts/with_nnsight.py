@@ -7,7 +7,7 @@ batch, all layers in it, in the order of the forward pass.
 
 import torch
 from harness import WARM_BATCHES, Batch, ForwardTime, SavedBatches, open_job
-from nnsight import NNsight
+from nnsight import NNsight, save
 from transformers import AutoModel
 
 
@@ -20,7 +20,7 @@ def main() -> None:
 
     def run(batch: Batch) -> list[torch.Tensor]:
         with model.trace(input_ids=torch.from_numpy(batch.ids), use_cache=False):
-            layers = [block.mlp.down_proj.input.save() for block in model.layers]
+            layers = save([block.mlp.down_proj.input for block in model.layers])
         return list(layers)
 
     with torch.inference_mode():
