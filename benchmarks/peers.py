@@ -56,6 +56,10 @@ class Tool:
     """An environment that something else makes."""
     options: dict[str, Any] = field(default_factory=dict)
     tolerance: float = TOLERANCE
+    runs: int = 1
+    """How often it would have to run to keep all layers."""
+    peer: bool = False
+    """Whether it is another tool that keeps all layers of neurons in one run."""
     note: str = ""
 
 
@@ -83,19 +87,26 @@ TOOLS = (
         tolerance=INT8A_TOLERANCE,
         note="indexed and committed",
     ),
-    Tool(name="TransformerLens", script="with_transformer_lens.py", environment="transformer_lens", note="np.save"),
-    Tool(name="nnsight", script="with_nnsight.py", environment="nnsight", note="np.save"),
     Tool(
-        name="SAELens",
+        name="TransformerLens",
+        script="with_transformer_lens.py",
+        environment="transformer_lens",
+        peer=True,
+        note="run_with_cache + np.save",
+    ),
+    Tool(name="nnsight", script="with_nnsight.py", environment="nnsight", peer=True, note="trace + np.save"),
+    Tool(
+        name="SAELens, one layer",
         script="with_sae_lens.py",
         environment="sae_lens",
-        note="the middle layer only: all 30 take 30 such runs",
+        runs=30,
+        note="CacheActivationsRunner, the middle layer",
     ),
     Tool(
-        name="NeuroX",
+        name="NeuroX, residual stream",
         script="with_neurox.py",
         environment="neurox",
-        note="residual stream of words, float32",
+        note="extract_representations: 576 values of each word and layer, float32",
     ),
 )
 
@@ -126,8 +137,8 @@ def run(
             rows[tool.name] = {**found, "note": tool.note}
             print(f"{tool.name}: {_line(found)}", file=sys.stderr, flush=True)
     result = {"sentences": sentences, "tokens": work.tokens, "order": list(rows), "bare": bare, "tools": rows}
-    rows = {tool.name: rows[tool.name] for tool in TOOLS if tool.name in rows}
     print(table(bare, rows))
+    result["against_best_peer"] = against_best_peer(rows)
     keep("peers", result)
     return result
 
@@ -334,21 +345,49 @@ def table(bare: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> str:
         f"| {BARE.name} | {np.mean(rates):.0f} ({min(rates):.0f}–{max(rates):.0f}) | 1 | | | | | | | "
         f"{max(run['peak_bytes'] for run in bare) / 1e9:.2f} GB | the limit |",
     ]
-    for name, found in rows.items():
-        if "not_run" in found:
-            lines.append(f"| {name} | not run: {found['not_run'].replace('|', ' ')} |{' |' * 9} {found['note']} |")
-            continue
-        per_value = found["bytes"] / found["values"]
-        arrays = found.get("activation_bytes", found["bytes"]) / found["values"]
-        outside = f"{1 - found['forward_seconds'] / found['seconds']:.0%}" if "forward_seconds" in found else ""
-        difference = found["difference"]
-        version = ", ".join(
-            f"{key} {value}" for key, value in found["versions"].items() if key not in ("numpy", "neuronlake")
-        )
-        lines.append(
-            f"| {name} | {_rate(found):.0f} | {found['of_bare']:.2f} | {found['values'] / found['seconds'] / 1e6:.2f} | "
-            f"{per_value:.2f} | {arrays:.2f} | {max(0.0, 1 - found['of_bare']):.0%} | "
-            f"{outside} | {difference['largest']:.2g} ({difference['relative']:.1g}) | "
-            f"{found['peak_bytes'] / 1e9:.2f} GB | {found['note']}; {version} |"
-        )
+    for tool in TOOLS:
+        if tool.name in rows:
+            lines.append(_row(tool.name, rows[tool.name]))
+            if tool.runs > 1 and "not_run" not in rows[tool.name]:
+                lines.append(_row_of_all(tool, rows[tool.name]))
     return "\n".join(lines)
+
+
+def _row(name: str, found: dict[str, Any]) -> str:
+    if "not_run" in found:
+        return f"| {name} | not run: {found['not_run'].replace('|', ' ')} |{' |' * 9} {found['note']} |"
+    arrays = found.get("activation_bytes", found["bytes"]) / found["values"]
+    outside = f"{1 - found['forward_seconds'] / found['seconds']:.0%}" if "forward_seconds" in found else ""
+    difference = found["difference"]
+    version = ", ".join(f"{key} {value}" for key, value in found["versions"].items() if key not in ("numpy", "neuronlake"))
+    return (
+        f"| {name} | {_rate(found):.0f} | {found['of_bare']:.2f} | {found['values'] / found['seconds'] / 1e6:.2f} | "
+        f"{found['bytes'] / found['values']:.2f} | {arrays:.2f} | {max(0.0, 1 - found['of_bare']):.0%} | {outside} | "
+        f"{difference['largest']:.2g} ({difference['relative']:.1g}) | {found['peak_bytes'] / 1e9:.2f} GB | "
+        f"{found['note']}; {version} |"
+    )
+
+
+def _row_of_all(tool: Tool, found: dict[str, Any]) -> str:
+    rate, of_bare = _rate(found) / tool.runs, found["of_bare"] / tool.runs
+    return (
+        f"| {tool.name} × {tool.runs} | {rate:.1f} | {of_bare:.3f} | {found['values'] / found['seconds'] / 1e6:.2f} | | | "
+        f"{1 - of_bare:.0%} | | | | computed, not run: {tool.runs} such runs for all layers |"
+    )
+
+
+def against_best_peer(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | str]]:
+    """Print and return each neuronlake's speed over that of the best peer that keeps all layers, and its share of bytes."""
+    peers = {tool.name: rows[tool.name] for tool in TOOLS if tool.peer and "of_bare" in rows.get(tool.name, {})}
+    if not peers:
+        return {}
+    best = max(peers, key=lambda name: float(peers[name]["of_bare"]))
+    found: dict[str, dict[str, float | str]] = {}
+    for name, row in rows.items():
+        if name.startswith("neuronlake") and "of_bare" in row:
+            speed = row["of_bare"] / peers[best]["of_bare"]
+            share = row["bytes"] / row["values"] / (peers[best]["bytes"] / peers[best]["values"])
+            arrays = row["activation_bytes"] / row["values"] / (peers[best]["bytes"] / peers[best]["values"])
+            found[name] = {"peer": best, "speed": speed, "bytes": share, "bytes_of_activations": arrays}
+            print(f"\n{name}: {speed:.2f} × the speed of {best}, {share:.2f} of its bytes ({arrays:.2f} without the index)")
+    return found
