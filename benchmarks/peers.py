@@ -116,14 +116,19 @@ class NotRunError(Exception):
 
 
 def run(
-    sentences: int = SENTENCES, tools: Sequence[str] | None = None, bare_tokens: int = BARE_TOKENS, seed: int = 0
+    sentences: int = SENTENCES,
+    tools: Sequence[str] | None = None,
+    bare_tokens: int = BARE_TOKENS,
+    *,
+    block_rows: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Print the table of all tools, or of those named."""
+    """Print the table of all tools, or of those named; the lakes have their default blocks, or such small ones."""
     chosen = [tool for tool in TOOLS if tools is None or tool.name in tools]
     random.Random(seed).shuffle(chosen)
     pythons = {tool.name: _try(_python, tool) for tool in chosen}
     with scratch() as folder:
-        work = Work.make(Path(folder), sentences, bare_tokens)
+        work = Work.make(Path(folder), sentences, bare_tokens, block_rows)
         bare = [work.measure(BARE, sys.executable)]
         rows: dict[str, dict[str, Any]] = {}
         for tool in chosen:
@@ -203,7 +208,7 @@ class Work:
     reference: "Reference"
 
     @classmethod
-    def make(cls, folder: Path, sentences: int, bare_tokens: int) -> "Work":
+    def make(cls, folder: Path, sentences: int, bare_tokens: int, block_rows: int | None) -> "Work":
         """Plan the sentences as an extraction would, and write what the scripts read."""
         from neuronlake.extractor import ConlluCorpus, ExtractSettings, resolve_model
         from neuronlake.extractor.batching import plan_batches
@@ -229,7 +234,12 @@ class Work:
         # a sentence a line; NeuroX takes words between single spaces
         text = "\n".join(" ".join(sequence.sentences[0].text.split()) for sequence in sequences)
         (folder / "sentences.txt").write_text(text + "\n")
-        options = {"conllu": str(path), "limit": sentences, "sentences": str(folder / "sentences.txt")}
+        options = {
+            "conllu": str(path),
+            "limit": sentences,
+            "sentences": str(folder / "sentences.txt"),
+            "block_rows": block_rows,
+        }
         tokens = sum(lengths)
         return cls(
             folder=folder,

@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("memory", "run(40, 2)", "| 2x | "),
         ("objects", "run(objects=4, small=8, repeats=1, rounds=1, seeds=1)", "| one column | "),
         ("neighbours", "run(sentences=60, neurons=4, tokens=5, layers=(3,))", "| recall@10 with 50 candidates | "),
+        ("peers", "run(12, ('neuronlake, int8a',), 100, block_rows=512)", "| neuronlake, int8a | "),
         (
             "planted",
             "run(tokens=2000, layers=2, neurons=900, lakes=((0, 'int8a'),), draws=4, every=15, small_draws=1, "

@@ -90,7 +90,7 @@ class Job:
                 os.fsync(descriptor)
                 os.close(descriptor)
         end = time.perf_counter()
-        self.found.update(seconds=end - start, sync_seconds=end - written)
+        self.found.update(seconds=end - start, sync_seconds=end - written, peak_bytes=_peak_bytes())
 
     def read_back(self, ids: Any, values: Any, positions: Any = None) -> None:
         """Hand over what was stored of a sequence: values (layers, positions, width), of some or all positions."""
@@ -106,7 +106,7 @@ class Job:
         self.found.update(found)
         self.found.setdefault("tokens", self.count)
         self.found.setdefault("bytes", sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file()))
-        self.found["peak_bytes"] = _peak_bytes() + int(found.get("child_bytes", 0))
+        self.found["peak_bytes"] += int(found.get("child_bytes", 0))
         self.found["threads"] = torch.get_num_threads()
         self.found["versions"] = {name: version(name) for name in ("torch", "transformers", "numpy", *packages)}
         if self.check:

@@ -24,7 +24,7 @@ def main() -> None:
     job = open_job()
     options = job.options
     source = resolve_model(job.model)
-    settings = ExtractSettings(encoding=options["encoding"], backend=options["backend"])
+    settings = ExtractSettings(encoding=options["encoding"], backend=options["backend"], block_rows=options["block_rows"])
     vllm = options["backend"] == "vllm"
     if not vllm:
         few = ConlluCorpus(paths=(Path(options["conllu"]),), limit_sentences=12)
@@ -55,13 +55,15 @@ def read_back(job: Job, lake: Any) -> None:
     number = 0
     for block in lake.blocks:
         plan = BlockPlan.from_table(lake.read_table("plan", block))
-        for sequence, length in enumerate(plan.lengths):
-            if number in job.checked:
-                first = int(plan.starts[sequence])
-                rows = slice(first, first + length)
-                layers = [lake.read_block(site=lake.sites[0], layer=layer, block=block)[rows] for layer in lake.layers]
-                job.read_back(plan.ids[rows], np.stack(layers))
-            number += 1
+        inside = [sequence - number for sequence in job.checked if 0 <= sequence - number < len(plan.lengths)]
+        number += len(plan.lengths)
+        rows = [np.arange(plan.starts[sequence], plan.starts[sequence + 1]) for sequence in inside]
+        if rows:
+            taken = np.concatenate(rows)
+            layers = [lake.read_block(site=lake.sites[0], layer=layer, block=block)[taken] for layer in lake.layers]
+            ends = np.cumsum([len(some) for some in rows])
+            for some, values in zip(rows, np.split(np.stack(layers), ends[:-1], axis=1), strict=True):
+                job.read_back(plan.ids[some], values)
 
 
 if __name__ == "__main__":
