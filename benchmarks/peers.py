@@ -132,13 +132,14 @@ def run(
         bare = [work.measure(BARE, sys.executable)]
         rows: dict[str, dict[str, Any]] = {}
         for tool in chosen:
-            python = pythons[tool.name]
-            found = _try(work.measure, tool, python) if isinstance(python, str) else python
-            if isinstance(found, dict):
+            found = python = pythons[tool.name]
+            if isinstance(python, str):
+                found = _try(work.measure, tool, python)
                 bare.append(work.measure(BARE, sys.executable))
-                found["of_bare"] = _rate(found) / np.mean([_rate(run) for run in bare[-2:]])
-            else:
+            if isinstance(found, NotRunError):
                 found = {"not_run": str(found)}
+            else:
+                found["of_bare"] = float(_rate(found) / np.mean([_rate(run) for run in bare[-2:]]))
             rows[tool.name] = {**found, "note": tool.note}
             print(f"{tool.name}: {_line(found)}", file=sys.stderr, flush=True)
     result = {"sentences": sentences, "tokens": work.tokens, "order": list(rows), "bare": bare, "tools": rows}
