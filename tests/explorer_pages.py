@@ -166,8 +166,9 @@ class Serving:
         assert self._process.stderr is not None
         self.said = ""
         while (match := re.search(r"http://\S+:(\d+)/", self.said)) is None:
-            line = self._process.stderr.readline()
-            assert line, self.said
+            if not (line := self._process.stderr.readline()):
+                self.stop()
+                raise AssertionError(self.said)
             self.said += line
         self.address, self.port = match[0], int(match[1])
 

@@ -4,6 +4,8 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +59,10 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 OURS = ["127.0.0.1", "127.0.0.1:1", "localhost", "LocalHost:8421", "[::1]", "[::1]:8421", "lakes.example", "LAKES.example:1"]
 FOREIGN = [
-    "evil.example", "evil.example:8421", "127.0.0.1.evil.example", "localhost.evil.example", "notlocalhost", "localhost@evil.example",
-    "evil.example@localhost", "evil.example#@localhost", "localhost/..", "localhost?", "localhost#", "localhost:1:2", "localhost:x",
-    "localhost.", "0.0.0.0", "127.1", "2130706433", "0x7f000001", "[::1", "::1", "[::]", "[::ffff:127.0.0.1]", "lakes.example.evil",
-    "localhost, evil.example", "\\localhost", "//localhost", "http://localhost", "",
+    "evil.example", "evil.example:8421", "127.0.0.1.evil.example", "localhost.evil.example", "notlocalhost", "0.0.0.0", "127.1",
+    "localhost@evil.example", "evil.example@localhost", "evil.example#@localhost", "localhost/..", "localhost?", "",
+    "localhost#", "localhost:1:2", "localhost:x", "localhost.", "2130706433", "0x7f000001", "[::1", "::1", "[::]",
+    "[::ffff:127.0.0.1]", "lakes.example.evil", "localhost, evil.example", "\\localhost", "//localhost", "http://localhost",
 ]  # fmt: skip
 
 
@@ -132,7 +134,8 @@ def test_no_websocket(port: int) -> None:
         ("/small/neuron?neuron=L9.N1", 400, ()),
         ("/small/neuron?neuron=L9.N1", 400, (("Sec-Fetch-Dest", "empty"),)),
         ("/other/", 400, ()),
-        ("/nowhere", 404, ()),
+        ("/nowhere", 307, ()),
+        ("/no/where", 404, ()),
         ("/static/explorer.js", 200, ()),
         ("/static/none.js", 404, ()),
         ("/small/", 403, (("Origin", "null"),)),
@@ -151,12 +154,12 @@ def test_headers_on_every_answer(port: int, target: str, status: int, headers: t
 
 # ---- nothing but the pages and the folder of scripts ------------------------------------------------------------------
 
-CLIMBS = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..\\", "..%5c", "%252e%252e%252f", "....//", "..;/", "%c0%ae%c0%ae/", "./../",
-          "%00/../", "..%00/", "x/../../", "\u00ff../"]  # fmt: skip
+CLIMBS = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..\\", "..%5c", "%252e%252e%252f", "....//", "..;/", "%c0%ae%c0%ae/",
+          "./../", "%00/../", "..%00/", "x/../../", "\u00ff../"]  # fmt: skip
 
 
 @pytest.mark.parametrize("climb", CLIMBS)
-def test_paths_outside_are_not_served(port: int, lake: Lake, climb: str) -> None:
+def test_paths_outside_are_not_served(port: int, climb: str) -> None:
     for start in ("/static/", "/", "/small/"):
         for target in ("etc/passwd", "app.py", "render.py", "neuronlake/analysis/explorer/app.py", "plan/plan.json"):
             for depth in (1, 2, 9):
@@ -170,10 +173,10 @@ def test_paths_outside_are_not_served(port: int, lake: Lake, climb: str) -> None
     "target",
     [
         "/static//etc/passwd", "/static/%2fetc/passwd", "//etc/passwd", "/etc/passwd", "/static/", "/static", "/static/.",
-        "/static/%00", "/static/explorer.js%00.html", "/static/explorer.js/", "/static/~root", "/static/" + "a" * 5000, "/static/C:/x",
-        "/small/zarr.json", "/small/plan/plan.json", "/small//zarr.json", "/small/../zarr.json", "/small%2f", "/small%2fzarr.json/",
+        "/static/%00", "/static/explorer.js%00.html", "/static/~root", "/static/" + "a" * 5000, "/static/C:/x", "*",
+        "/small/zarr.json", "/small/plan/plan.json", "/small//zarr.json", "/small/../zarr.json", "/small%2fzarr.json/",
         "/small.lake/zarr.json", "/templates/base.html", "/static/../templates/base.html", "http://evil.example/etc/passwd",
-        "file:///etc/passwd", "*", "/small/neuron/", "/small/static/explorer.js",
+        "file:///etc/passwd", "/small/neuron/", "/small/static/explorer.js",
     ],
 )  # fmt: skip
 def test_other_addresses_are_not_there(port: int, lake: Lake, target: str) -> None:
@@ -235,7 +238,8 @@ def test_expressions_reach_no_file(port: int, tmp_path: Path) -> None:
         ("neuron?neuron=L-1.N0", 400, "is no neuron"),
         ("neuron?neuron=l1.n69", 200, ""),
         ("neuron?neuron=%20L1.N69%20", 200, ""),
-        (f"neuron?neuron=L{'9' * 5000}.N0", 400, "no neuron"),
+        (f"neuron?neuron=L{'9' * 5000}.N0", 400, "is no neuron"),
+        ("neuron?neuron=L999999999999999999.N0", 400, "layers 0 to 1"),
         ("neuron?neuron=L0.N%D9%A3", 200, ""),  # digits of another script are digits
         ("neuron?neuron=L0.N%C2%B2", 400, "is no neuron"),
         ("neuron?neuron=%00%1b[31m%ff%fe", 400, "is no neuron"),
@@ -303,7 +307,10 @@ def test_padding_is_no_row(port: int, lake: Lake) -> None:
 
 
 def test_a_very_long_address_is_refused(port: int) -> None:
-    assert ask(port, "/small/?by=" + "a" * 200_000).status in (400, 414)
+    status = 400
+    with suppress(ConnectionError):  # it may be cut off before the end
+        status = ask(port, "/small/?by=" + "a" * 5_000_000).status
+    assert status == 400
 
 
 # ---- the numbers ------------------------------------------------------------------------------------------------------
@@ -379,7 +386,7 @@ def test_profile(port: int, lake: Lake, truth: list[Truth], neuron: int) -> None
 
 
 @ALWAYS
-def test_densities_drawn(port: int, lake: Lake, truth: list[Truth], neuron: int) -> None:
+def test_densities_drawn(port: int, lake: Lake, neuron: int) -> None:
     page = ask(port, f"/small/neuron?neuron=L1.N{neuron}").page
     found = tag_densities(lake, 1, neuron, "upos")
     assert found is not None
@@ -486,7 +493,7 @@ def test_heat_map_holds_the_maxima(port: int, lake: Lake, truth: list[Truth]) ->
 
 
 @pytest.mark.parametrize("layer", [None, 0, 1])
-def test_ranking_is_in_order(port: int, lake: Lake, truth: list[Truth], layer: int | None) -> None:
+def test_ranking_is_in_order(port: int, truth: list[Truth], layer: int | None) -> None:
     at = "" if layer is None else f"&layer={layer}"
     page = ask(port, f"/small/tag?tag=VERB&method=cohen_d&top=30{at}").page
     layers = [0, 1] if layer is None else [layer]
@@ -580,7 +587,7 @@ def test_pieces_are_the_text(text: str, data: st.DataObject) -> None:
     owner = np.repeat(np.arange(len(text)), [len(letter.encode()) for letter in text])
     cuts = sorted({0, len(owner), *data.draw(st.lists(st.integers(0, len(owner)), max_size=12))})
     tokens, known = [], {}
-    for number, (first, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (first, stop) in enumerate(pairwise(cuts)):
         special = data.draw(st.integers(0, 9)) == 0
         start, end = (-1, -1) if special else (int(owner[first]), int(owner[stop - 1]) + 1)
         tokens.append({"row": number, "char_start": start, "char_end": end, "flags": int(special)})
@@ -616,8 +623,9 @@ def covers(pieces: list, piece: object, letter: int) -> bool:
 # ---- what is read -----------------------------------------------------------------------------------------------------
 
 
-def test_an_indexed_neuron_needs_no_activation(tmp_path: Path, at_once: None) -> None:
-    lake = make_lake(tmp_path / "a.lake", encoding="int8a", seed=2)
+@pytest.mark.usefixtures("at_once")
+def test_an_indexed_neuron_needs_no_activation(tmp_path: Path) -> None:
+    lake = make_lake(tmp_path / "a.lake", encoding="float16", seed=2)
     compute_statistics(lake, "upos")
     with served([lake.path]) as port:
         names = [f"L{layer}.N{neuron}" for layer in (0, 1) for neuron in (0, 5, 69)]
@@ -666,7 +674,8 @@ def test_a_partial_index_says_what_was_read(tmp_path: Path) -> None:
 # ---- lakes that change ------------------------------------------------------------------------------------------------
 
 
-def test_a_lake_that_is_moved_and_put_back(tmp_path: Path, at_once: None) -> None:
+@pytest.mark.usefixtures("at_once")
+def test_a_lake_that_is_moved_and_put_back(tmp_path: Path) -> None:
     lake = make_lake(tmp_path / "a.lake", encoding="float16", seed=3, tokens=150)
     compute_statistics(lake, "upos")
     with served([lake.path]) as port:
@@ -680,7 +689,7 @@ def test_a_lake_that_is_moved_and_put_back(tmp_path: Path, at_once: None) -> Non
         (tmp_path / "elsewhere").rename(lake.path)
         assert ask(port, "/a/neuron?neuron=L0.N1").status == 200
         shutil.rmtree(lake.path)
-        make_lake(lake.path, encoding="float16", seed=4, tokens=160)
+        two_site_lake(lake.path)
         other = ask(port, "/a/neuron?neuron=L0.N1")
         assert other.status == 503
         assert "another lake" in other.problem
@@ -697,7 +706,8 @@ def test_a_lake_that_is_moved_is_missed_at_once(tmp_path: Path) -> None:
         assert "is not there any more" in answer.problem
 
 
-def test_a_lake_that_grows(tmp_path: Path, at_once: None) -> None:
+@pytest.mark.usefixtures("at_once")
+def test_a_lake_that_grows(tmp_path: Path) -> None:
     growing = GrowingLake(tmp_path / "a.lake")
     compute_statistics(growing.commit(0, 1), "upos")
     with served([growing.root]) as port:
@@ -718,7 +728,8 @@ def test_a_lake_that_grows(tmp_path: Path, at_once: None) -> None:
         assert "upos×document_name" in ask(port, "/a/").page.words
 
 
-def test_damaged_statistics_are_said(tmp_path: Path, at_once: None) -> None:
+@pytest.mark.usefixtures("at_once")
+def test_damaged_statistics_are_said(tmp_path: Path) -> None:
     lake = make_lake(tmp_path / "a.lake", encoding="float16", seed=3, tokens=150)
     compute_statistics(lake, "upos")
     (result,) = (lake.path / "statistics").iterdir()

@@ -1,8 +1,10 @@
 """The server: addresses to pages. Every page says in its address all that decides it, so that an address can be shared."""
 
+import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -46,7 +48,7 @@ def create_app(shelf: Shelf, hosts: Iterable[str] = ()) -> Guard:
         Mount("/static", StaticFiles(directory=STATIC)),
         *(Route(f"/{{lake}}/{page}", partial(_answered, shelf, answer)) for page, answer in pages.items()),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers={404: _not_found}), hosts)
+    return Guard(Starlette(routes=routes, exception_handlers={404: _not_found, 500: _failed}), hosts)
 
 
 class Asked:
@@ -78,6 +80,12 @@ class Asked:
             raise InputError(f"the address lacks {name}=…, for example {name}={example}")
         return value
 
+    @overload
+    def number(self, name: str) -> int | None: ...
+
+    @overload
+    def number(self, name: str, default: int) -> int: ...
+
     def number(self, name: str, default: int | None = None) -> int | None:
         """Return a whole number."""
         if (value := self.text(name)) is None:
@@ -86,6 +94,14 @@ class Asked:
             return int(value)
         except ValueError:
             raise InputError(f"{name} must be a whole number, got {value!r}") from None
+
+    def magnitude(self, name: str, example: str) -> float:
+        """Return a number that must be there, finite and not below zero."""
+        value = self.needed(name, example)
+        with suppress(ValueError):
+            if math.isfinite(found := float(value)) and found >= 0:
+                return found
+        raise InputError(f"{name} must be a number that is not negative, got {value!r}")
 
     def numbers(self, name: str) -> list[int]:
         """Return whole numbers that are separated by commas."""
@@ -119,7 +135,10 @@ def _answered(shelf: Shelf, answer: _Answer, request: Request) -> Response:
     """Answer, or say on a page what was wrong with the question or with the lake."""
     try:
         return answer(Asked(shelf, request))
-    except NeuronlakeError as error:
+    except (NeuronlakeError, OSError) as found:
+        error = shelf.missing(request.path_params["lake"]) or found  # moved away while it was read
+        if not isinstance(error, NeuronlakeError):
+            raise
         status = 503 if isinstance(error, GoneError | StorageError) else 400 if isinstance(error, InputError) else 500
         return _problem(request, shelf, str(error), 404 if isinstance(error, NotKeptError) else status)
 
@@ -136,6 +155,11 @@ async def _not_found(_: Request, __: Exception) -> Response:
     return HTMLResponse(render("problem.html", message="there is no such page", lakes=[], link=None), 404)
 
 
+async def _failed(_: Request, error: Exception) -> Response:
+    message = f"an error of this program ({type(error).__name__}); the terminal in which it runs shows where"
+    return HTMLResponse(render("problem.html", message=message, lakes=[], link=None), 500)
+
+
 def _overview(asked: Asked) -> Response:
     return asked.page("overview.html", view=overview(asked.opened, asked.by, asked.text("method") or _METHOD))
 
@@ -146,7 +170,7 @@ def _tag(asked: Asked) -> Response:
         asked.by,
         asked.needed("tag", "NOUN"),
         asked.text("method") or _METHOD,
-        top=asked.number("top", NEURONS) or NEURONS,
+        top=asked.number("top", NEURONS),
         layer=asked.number("layer"),
     )
     return asked.page("tag.html", view=view)
@@ -154,16 +178,14 @@ def _tag(asked: Asked) -> Response:
 
 def _neuron(asked: Asked) -> Response:
     layer, neuron = parse_neuron(asked.needed("neuron", "L12.N345"), asked.opened.lake)
-    view = neuron_page(
-        asked.opened, layer, neuron, asked.by, k=asked.number("k", CONTEXTS) or CONTEXTS, tag=asked.text("tag")
-    )
+    view = neuron_page(asked.opened, layer, neuron, asked.by, k=asked.number("k", CONTEXTS), tag=asked.text("tag"))
     return asked.page("neuron.html", view=view)
 
 
 def _contexts(asked: Asked) -> Response:
     """The same contexts with every token's activation: a part of the neuron's page, asked for by its button."""
     layer, neuron = parse_neuron(asked.needed("neuron", "L12.N345"), asked.opened.lake)
-    limit = float(asked.needed("limit", "2.5"))
+    limit = asked.magnitude("limit", "2.5")
     return asked.page("contexts.html", found=shaded(asked.opened, layer, neuron, asked.numbers("rows"), asked.by, limit))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from neuronlake.analysis.kept_statistics import kept_labels
+from neuronlake.analysis.labels import LabelRequest, check_label
 from neuronlake.analysis.rankers import PROBE, RANKERS
 from neuronlake.analysis.ranking import score
 from neuronlake.analysis.statistics import are_kept, compute_statistics
@@ -24,6 +25,7 @@ METHODS = tuple(name for name, ranker in RANKERS.items() if not ranker.also and 
 _REMEMBERED = 8  # tables of statistics and scores per lake: 60 MB each for 17 tags of 46,080 neurons
 _LOOK_S = 1.0  # how often a folder is looked at
 _LOOK_REMOTE_S = 60.0  # and an object store
+_TAKEN = ("static", ".", "..")  # in addresses
 _WATCHED = ("plan/plan.json", "commits", "labels", *KEPT)
 
 
@@ -57,8 +59,13 @@ class Opened:
         ------
         NotKeptError
             When there is none whose statistics are kept.
+        InputError
+            When the lake has no such label.
         """
         if by:
+            by = LabelRequest(by=by).by
+            if by not in self.labels:
+                check_label(self.lake, by)
             return by
         if not self.labels:
             raise NotKeptError(
@@ -116,6 +123,8 @@ class Shelf:
         self.paths: dict[str, LakePath] = {}
         for where in lakes:
             path = lake_path(where).absolute()
+            if isinstance(path, Path) and ".." in path.parts:
+                path = path.resolve()  # for its name
             self.paths[_free_name(path.name.removesuffix(".lake") or "lake", self.paths)] = path
         self._lock = threading.Lock()
         self._looked: dict[str, float] = {}
@@ -152,13 +161,21 @@ class Shelf:
                 self._open[name, site] = Opened(name=name, lake=lake, labels=labels)
             return self._open[name, site]
 
+    def missing(self, name: str) -> GoneError | None:
+        """Return what to say where a lake is not where it was; None if it is."""
+        path = self.paths.get(name)
+        if not isinstance(path, Path) or (path / "plan" / "plan.json").exists():
+            return None
+        return GoneError(f"the lake {path} is not there any more: it was moved or removed; put it back, then reload")
+
     def _look(self, name: str, path: LakePath) -> Any:
         """What changes when a lake changes."""
         if not isinstance(path, Path):
             return None
-        if not (path / "plan" / "plan.json").exists():
+        if (gone := self.missing(name)) is not None:
             self._looked.pop(name, None)
-            raise GoneError(f"the lake {path} is not there any more: it was moved or removed; put it back, then reload")
+            self._stamps.pop(name, None)
+            raise gone
         return [(path / part).stat().st_mtime_ns if (path / part).exists() else None for part in _WATCHED]
 
     def _reopen(self, name: str, path: LakePath) -> Lake:
@@ -177,7 +194,7 @@ def _whole(path: LakePath) -> Lake:
 
 def _free_name(wanted: str, taken: Mapping[str, Any]) -> str:
     number, name = 2, wanted
-    while name in taken:
+    while name in taken or name in _TAKEN:
         name, number = f"{wanted}-{number}", number + 1
     return name
 
