@@ -133,14 +133,14 @@ def ask(port: int, target: str, *headers: tuple[str, str], host: str | None = ""
 
 
 @contextmanager
-def served(lakes: Sequence[Path], hosts: Sequence[str] = ()) -> Iterator[int]:
+def served(lakes: Sequence[Path], hosts: Sequence[str] = (), *, at: int = 0) -> Iterator[int]:
     """A server in a thread of this process; gives its port."""
     import uvicorn
 
     from neuronlake.analysis.explorer.app import create_app
     from neuronlake.analysis.explorer.shelf import Shelf
 
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", at))
     config = uvicorn.Config(create_app(Shelf(lakes), hosts), log_level="critical", server_header=False, ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -59,9 +59,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 OURS = ["127.0.0.1", "127.0.0.1:1", "localhost", "LocalHost:8421", "[::1]", "[::1]:8421", "lakes.example", "LAKES.example:1"]
 FOREIGN = [
-    "evil.example", "evil.example:8421", "127.0.0.1.evil.example", "localhost.evil.example", "notlocalhost", "0.0.0.0", "127.1",
-    "localhost@evil.example", "evil.example@localhost", "evil.example#@localhost", "localhost/..", "localhost?", "",
-    "localhost#", "localhost:1:2", "localhost:x", "localhost.", "2130706433", "0x7f000001", "[::1", "::1", "[::]",
+    "evil.example", "evil.example:8421", "127.0.0.1.evil.example", "localhost.evil.example", "notlocalhost", "0.0.0.0", "",
+    "localhost@evil.example", "evil.example@localhost", "evil.example#@localhost", "localhost/..", "localhost?",
+    "127.1", "localhost#", "localhost:1:2", "localhost:x", "localhost.", "2130706433", "0x7f000001", "[::1", "::1", "[::]",
     "[::ffff:127.0.0.1]", "lakes.example.evil", "localhost, evil.example", "\\localhost", "//localhost", "http://localhost",
 ]  # fmt: skip
 

@@ -72,7 +72,7 @@ class Asked:
 
     def text(self, name: str) -> str | None:
         """Return a parameter; None where it is absent or empty."""
-        return self._query.get(name) or None
+        return self._query.get(name, "").replace("\r\n", "\n") or None  # a form sends line breaks so
 
     def needed(self, name: str, example: str) -> str:
         """Return a parameter that must be there."""

@@ -101,6 +101,7 @@ async function ask(address) {
   return text;
 }
 
+for (const each of document.querySelectorAll(".actions")) each.hidden = false;  // without scripts they would do nothing
 const shade = find("#shade");
 if (shade) {
   shade.addEventListener("click", async () => {
