@@ -1,12 +1,12 @@
 """Scores and ranking lists, whatever the ranker."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from neuronlake.analysis.contrast import with_rest
+from neuronlake.analysis.listings import Ranking
 from neuronlake.analysis.neuron import neuron_name
 from neuronlake.analysis.rankers import get_ranker
 from neuronlake.store.errors import InputError
@@ -42,9 +42,7 @@ def score(dataset: xr.Dataset, method: str) -> xr.Dataset:
     )
 
 
-def rank(
-    dataset: xr.Dataset, method: str = "auroc", *, top: int = 10, tags: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
+def rank(dataset: xr.Dataset, method: str = "auroc", *, top: int = 10, tags: Sequence[str] | None = None) -> Ranking:
     """The strongest neurons of every tag, strongest first; equal ones by layer, then neuron.
 
     Parameters
@@ -60,9 +58,10 @@ def rank(
 
     Returns
     -------
-    list of dict
-        tag, layer, neuron, name, rank (from 1), score, sign, the statistic under the method's name, p and q where
-        defined, mean, mean_rest, count. All values are finite and JSON-compatible.
+    Ranking
+        A list of dictionaries that a notebook shows as a table: tag, layer, neuron, name, rank (from 1), score, sign, the
+        statistic under the method's name, p and q where defined, mean, mean_rest, count. All values are finite and
+        JSON-compatible.
 
     Raises
     ------
@@ -79,7 +78,7 @@ def rank(
     fields = [name for name in (method, "p", "q", "mean", "mean_rest") if name in scores]
     table = {name: scores[name].transpose(*_DIMS).to_numpy() for name in ("score", "sign", *fields)}
     layers, neurons = scores["layer"].to_numpy(), scores["neuron"].to_numpy()
-    entries = []
+    entries = Ranking()
     for tag in known if tags is None else tags:
         position = known.index(tag)
         # A stable sort of the flat (layer, neuron) order breaks ties as promised; most neurons need no sorting.
