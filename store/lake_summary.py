@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from neuronlake.store.lake import Lake
 
 _MOST_READ = 64  # commit records: some 20 ms
-_MOST_LISTED = 8
+_MOST_LISTED = 3  # their names are long
 
 
 def summary(lake: "Lake") -> dict[str, str]:
@@ -73,7 +73,9 @@ def _read_now(lake: "Lake") -> dict[str, str]:
     lines["labels"] = ", ".join(labels) or "none"
     if here:
         kept = {folder: kept_results(lake.path, kept=folder) for folder in KEPT}
-        lines["kept results"] = "; ".join(f"{name}: {_listed(each, _MOST_LISTED)}" for name, each in kept.items() if each)
+        lines["kept results"] = "; ".join(
+            f"{name}: {len(each):,} ({_listed(each, _MOST_LISTED)})" for name, each in kept.items() if each
+        )
         lines["kept results"] = lines["kept results"] or "none"
     return lines
 

@@ -124,7 +124,8 @@ def folded(summary: str, *parts: str) -> Markup:
 
 def notebook(*parts: str) -> str:
     """Return parts as one output of a notebook, with their style."""
-    return f'<div class="neuronlake">{_STYLE}{"".join(parts)}</div>'
+    # Jupyter would set what stands between two dollar signs as a formula, prices in a sentence too
+    return f'<div class="neuronlake tex2jax_ignore mathjax_ignore">{_STYLE}{"".join(parts)}</div>'
 
 
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

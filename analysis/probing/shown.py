@@ -29,7 +29,14 @@ def results_text(results: Sequence["ProbeResult"]) -> str:
 def result_html(result: "ProbeResult") -> str:
     """Return one result beside what it must be compared with, and its tags."""
     tags = [
-        [tag, scores["support"], scores["f1"], _between(scores["f1_interval"]), scores["precision"], scores["recall"]]
+        [
+            tag,
+            scores["support"],
+            _share(scores["f1"]),
+            _between(scores["f1_interval"]),
+            _share(scores["precision"]),
+            _share(scores["recall"]),
+        ]
         for tag, scores in sorted(result.per_tag.items(), key=lambda item: -int(item[1]["support"]))
     ]
     columns = ["tag", ">test tokens", ">F1", ">95 %", ">precision", ">recall"]
@@ -47,11 +54,13 @@ def results_html(results: Sequence["ProbeResult"]) -> str:
 
 def _scores(result: "ProbeResult") -> list[list[Any]]:
     """Name, accuracy, macro F1 and interval of the probe, its baselines, its controls and its selectivity."""
-    lines: list[list[Any]] = [["probe", result.accuracy, result.macro_f1, _between(result.intervals["accuracy"])]]
+    lines: list[list[Any]] = [
+        ["probe", _share(result.accuracy), _share(result.macro_f1), _between(result.intervals["accuracy"])]
+    ]
     for name, scores in {**result.baselines, **result.controls}.items():
-        lines.append([name.replace("_", " "), scores["accuracy"], scores["macro_f1"], ""])
+        lines.append([name.replace("_", " "), _share(scores["accuracy"]), _share(scores["macro_f1"]), ""])
     if result.selectivity is not None:
-        lines.append(["selectivity", result.selectivity, None, _between(result.intervals["selectivity"])])
+        lines.append(["selectivity", _share(result.selectivity), "–", _between(result.intervals["selectivity"])])
     return lines
 
 
@@ -66,11 +75,16 @@ def _about(result: "ProbeResult") -> str:
 def _line(result: "ProbeResult") -> list[Any]:
     settings = result.settings
     about = [settings["classifier"], layers_text(settings["layers"]), result.counts["n_features"], settings["shift"]]
-    scores = [result.accuracy, _between(result.intervals["accuracy"]), result.macro_f1]
+    scores = [_share(result.accuracy), _between(result.intervals["accuracy"]), _share(result.macro_f1)]
     word = result.baselines.get("most_frequent_tag_per_word", {}).get("accuracy")
     control = result.controls.get("control_task", {}).get("accuracy")
-    return [*about, *scores, word, control, result.selectivity]
+    return [*about, *scores, *map(_share, (word, control, result.selectivity))]
 
 
 def _between(interval: "Interval") -> str:
-    return "–" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
+    return "–" if interval is None else f"{_share(interval[0])} to {_share(interval[1])}"
+
+
+def _share(value: float | None) -> str:
+    """Return an accuracy or the like with as many decimals as any other: they are compared by eye."""
+    return number(None) if value is None else f"{value:.3f}".replace("-", "−")
