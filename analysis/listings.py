@@ -80,7 +80,7 @@ class Ranking(Records):
         return [
             [
                 *(entry["tag"], entry["rank"], entry["name"], entry.get(method), direction.get(entry["sign"], "–")),
-                *(entry.get(name) for name in further),
+                *(_small(entry.get(name)) if name in ("p", "q") else entry.get(name) for name in further),
             ]
             for entry in self
         ]
@@ -207,3 +207,8 @@ def _start_of(text: str, most: int) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
+def _small(p: float | None) -> str | float | None:
+    """Say of a p or q value that underflows that it is small, not that it is zero."""
+    return "<1e−300" if p is not None and p < 1e-300 else p
