@@ -3,6 +3,7 @@
 import argparse
 import errno
 import socket
+import threading
 import webbrowser
 from typing import Any
 
@@ -69,6 +70,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.open:
         webbrowser.open(address)
     hosts = [*options.name, *([] if options.host in _ANYWHERE else [options.host])]
+    threading.Thread(target=shelf.warm_up, daemon=True).start()
     config = uvicorn.Config(create_app(shelf, hosts), log_level="warning", server_header=False, ws="none")
     try:
         uvicorn.Server(config).run(sockets=[listening])
