@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
     [
         ("alignment", "run('en_pud*')", "en_pud-ud-test.conllu.gz | 397 | 1,000 | 21,180"),
         ("encodings", "run(0.01, 96, (0,), ('int8a',))", "| int8a | "),
+        ("explorer", "run(sentences=60, pages=3)", "| neuron on a tag | "),
         ("extraction", "run(1, 512)", "| neuronlake | "),
         ("faults", "run(60, 80, 20)", "'found by verify': 100"),
         ("growth", "run(blocks=(8,), growth=(2, 4), sentences=60)", "| 8,192 | 50 % | "),
