@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.correlation import coactivation
     from neuronlake.analysis.describe import describe_neuron
     from neuronlake.analysis.figure_histogram import neuron_histogram
+    from neuronlake.analysis.figure_style import figure_bytes
     from neuronlake.analysis.figure_volcano import volcano
     from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
     from neuronlake.analysis.firing import firing_neurons, strongest_neurons
@@ -94,6 +95,7 @@ __all__ = [
     "compute_statistics",
     "describe_lines",
     "describe_neuron",
+    "figure_bytes",
     "firing_neurons",
     "hit_scores",
     "key_list",
@@ -144,6 +146,7 @@ _HOMES = {
     "correlation": ("coactivation",),
     "describe": ("describe_neuron",),
     "figure_histogram": ("neuron_histogram",),
+    "figure_style": ("figure_bytes",),
     "figure_volcano": ("volcano",),
     "figures": ("layer_class_counts", "layer_tag_heatmap", "tag_bars"),
     "firing": ("firing_neurons", "strongest_neurons"),
