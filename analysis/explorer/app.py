@@ -16,6 +16,7 @@ from neuronlake.analysis.explorer.neuron import SHOWN as CONTEXTS
 from neuronlake.analysis.explorer.neuron import neuron_page, shaded
 from neuronlake.analysis.explorer.overview import overview
 from neuronlake.analysis.explorer.render import STATIC, render
+from neuronlake.analysis.explorer.search import firing, search, unanswered
 from neuronlake.analysis.explorer.shelf import GoneError, NotKeptError, Opened, Shelf
 from neuronlake.analysis.explorer.tag import SHOWN as NEURONS
 from neuronlake.analysis.explorer.tag import tag_page
@@ -39,6 +40,8 @@ def create_app(shelf: Shelf, hosts: Iterable[str] = ()) -> Guard:
         "tag": _tag,
         "neuron": _neuron,
         "contexts": _contexts,
+        "search": _search,
+        "firing": _firing,
         "state": _state,
     }
     routes = [
@@ -95,10 +98,10 @@ class Asked:
         except ValueError:
             raise InputError(f"{name} must be whole numbers separated by commas, got {','.join(values)!r}") from None
 
-    def page(self, template: str, **data: Any) -> Response:
+    def page(self, template: str, status: int = 200, **data: Any) -> Response:
         """Return a page."""
         common = {"lakes": list(self.shelf.paths), "opened": self.opened, "link": self.links, "state": state_of(self.opened)}
-        return HTMLResponse(render(template, **common, **data), headers={"cache-control": "no-cache"})
+        return HTMLResponse(render(template, **common, **data), status, headers={"cache-control": "no-cache"})
 
 
 def state_of(opened: Opened) -> str:
@@ -165,6 +168,24 @@ def _contexts(asked: Asked) -> Response:
     layer, neuron = parse_neuron(asked.needed("neuron", "L12.N345"), asked.opened.lake)
     limit = float(asked.needed("limit", "2.5"))
     return asked.page("contexts.html", found=shaded(asked.opened, layer, neuron, asked.numbers("rows"), asked.by, limit))
+
+
+def _search(asked: Asked) -> Response:
+    question, kind = asked.text("q"), asked.text("as")
+    try:
+        view = search(asked.opened, question, kind)
+    except InputError as error:  # said beside the question, which can be mended there
+        view = unanswered(asked.opened, question, kind, str(error))
+        return asked.page("search.html", 400, view=view)
+    if view["kind"] == "neuron":
+        return RedirectResponse(str(asked.links.neuron(view["neuron"])))
+    return asked.page("search.html", view=view)
+
+
+def _firing(asked: Asked) -> Response:
+    """The neurons that fire on what was searched for: a part of that page, asked for by its button."""
+    view = firing(asked.opened, form=asked.text("form"), where=asked.text("where"))
+    return asked.page("firing.html", view=view)
 
 
 def _state(asked: Asked) -> Response:
