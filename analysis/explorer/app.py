@@ -17,6 +17,7 @@ from neuronlake.analysis.explorer.neuron import neuron_page, shaded
 from neuronlake.analysis.explorer.overview import overview
 from neuronlake.analysis.explorer.render import STATIC, render
 from neuronlake.analysis.explorer.search import firing, search, unanswered
+from neuronlake.analysis.explorer.sentence import sentence_page
 from neuronlake.analysis.explorer.shelf import GoneError, NotKeptError, Opened, Shelf
 from neuronlake.analysis.explorer.tag import SHOWN as NEURONS
 from neuronlake.analysis.explorer.tag import tag_page
@@ -40,6 +41,7 @@ def create_app(shelf: Shelf, hosts: Iterable[str] = ()) -> Guard:
         "tag": _tag,
         "neuron": _neuron,
         "contexts": _contexts,
+        "sentence": _sentence,
         "search": _search,
         "firing": _firing,
         "state": _state,
@@ -97,6 +99,10 @@ class Asked:
             return [int(value) for value in values]
         except ValueError:
             raise InputError(f"{name} must be whole numbers separated by commas, got {','.join(values)!r}") from None
+
+    def names(self, name: str) -> list[str]:
+        """Return what is separated by commas."""
+        return [part.strip() for part in (self.text(name) or "").split(",") if part.strip()]
 
     def page(self, template: str, status: int = 200, **data: Any) -> Response:
         """Return a page."""
@@ -168,6 +174,17 @@ def _contexts(asked: Asked) -> Response:
     layer, neuron = parse_neuron(asked.needed("neuron", "L12.N345"), asked.opened.lake)
     limit = float(asked.needed("limit", "2.5"))
     return asked.page("contexts.html", found=shaded(asked.opened, layer, neuron, asked.numbers("rows"), asked.by, limit))
+
+
+def _sentence(asked: Asked) -> Response:
+    view = sentence_page(
+        asked.opened,
+        asked.number("sentence"),
+        asked.names("neurons"),
+        asked.names("labels"),
+        first=asked.number("first", 0) or 0,
+    )
+    return asked.page("sentence.html", view=view)
 
 
 def _search(asked: Asked) -> Response:
