@@ -10,6 +10,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from neuronlake.analysis.explorer.compare import compare_lakes, compare_tags
 from neuronlake.analysis.explorer.guard import Guard
 from neuronlake.analysis.explorer.links import Links
 from neuronlake.analysis.explorer.neuron import SHOWN as CONTEXTS
@@ -42,6 +43,7 @@ def create_app(shelf: Shelf, hosts: Iterable[str] = ()) -> Guard:
         "neuron": _neuron,
         "contexts": _contexts,
         "sentence": _sentence,
+        "compare": _compare,
         "search": _search,
         "firing": _firing,
         "state": _state,
@@ -185,6 +187,16 @@ def _sentence(asked: Asked) -> Response:
         first=asked.number("first", 0) or 0,
     )
     return asked.page("sentence.html", view=view)
+
+
+def _compare(asked: Asked) -> Response:
+    method, tag, name = asked.text("method") or _METHOD, asked.text("tag"), asked.text("other")
+    if name is None:
+        return asked.page("compare.html", view=compare_tags(asked.opened, asked.by, method, tag, asked.text("against")))
+    other = asked.shelf.open(name, asked.site)
+    view = compare_lakes(asked.opened, other, asked.by, method, tag)
+    there = Links(other.name, {"site": asked.site, "by": asked.by})
+    return asked.page("compare.html", view=view, there=there)
 
 
 def _search(asked: Asked) -> Response:
