@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 from neuronlake.analysis.explorer.compare import compare_lakes, compare_tags
 from neuronlake.analysis.explorer.guard import Guard
 from neuronlake.analysis.explorer.links import Links
+from neuronlake.analysis.explorer.neighbours import like, signatures
 from neuronlake.analysis.explorer.neuron import SHOWN as CONTEXTS
 from neuronlake.analysis.explorer.neuron import neuron_page, shaded
 from neuronlake.analysis.explorer.overview import overview
@@ -42,6 +43,7 @@ def create_app(shelf: Shelf, hosts: Iterable[str] = ()) -> Guard:
         "tag": _tag,
         "neuron": _neuron,
         "contexts": _contexts,
+        "neighbours": _neighbours,
         "sentence": _sentence,
         "compare": _compare,
         "search": _search,
@@ -168,7 +170,7 @@ def _neuron(asked: Asked) -> Response:
     view = neuron_page(
         asked.opened, layer, neuron, asked.by, k=asked.number("k", CONTEXTS) or CONTEXTS, tag=asked.text("tag")
     )
-    return asked.page("neuron.html", view=view)
+    return asked.page("neuron.html", view=view, signatures=signatures(asked.opened))
 
 
 def _contexts(asked: Asked) -> Response:
@@ -187,6 +189,13 @@ def _sentence(asked: Asked) -> Response:
         first=asked.number("first", 0) or 0,
     )
     return asked.page("sentence.html", view=view)
+
+
+def _neighbours(asked: Asked) -> Response:
+    """The neurons most like one: a part of its page, asked for by its buttons."""
+    layer, neuron = parse_neuron(asked.needed("neuron", "L12.N345"), asked.opened.lake)
+    view = like(asked.opened, layer, neuron, asked.text("signature") or "profile", asked.by)
+    return asked.page("neighbours.html", view=view)
 
 
 def _compare(asked: Asked) -> Response:

@@ -141,7 +141,9 @@ def _found(
     shown = []
     for title, order in sides:
         best = np.argsort(np.where(usable, order, np.inf), kind="stable")[:SHOWN]
-        shown.append({"title": title, "neurons": [entry(int(place)) for place in best if np.isfinite(order[place]) and usable[place]]})
+        shown.append(
+            {"title": title, "neurons": [entry(int(place)) for place in best if np.isfinite(order[place]) and usable[place]]}
+        )
     points = np.flatnonzero(usable)
     named = {each["name"]: int(np.searchsorted(points, each["place"])) for side in shown for each in side["neurons"]}
     return {
@@ -174,7 +176,9 @@ def _check_tag(tag: str, known: Sequence[str], by: str, lake: str) -> None:
 
 def _shape(opened: Opened) -> str:
     lake = opened.lake
-    return f"{len(lake.layers)} layers × {lake.neurons:,} neurons at {lake.site} (layers {lake.layers[0]} to {lake.layers[-1]})"
+    return (
+        f"{len(lake.layers)} layers × {lake.neurons:,} neurons at {lake.site} (layers {lake.layers[0]} to {lake.layers[-1]})"
+    )
 
 
 def _differences(opened: Opened, other: Opened) -> list[str]:

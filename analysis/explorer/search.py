@@ -208,7 +208,9 @@ def _predicate(opened: Opened, text: str) -> dict[str, Any]:
 
     def show() -> dict[str, Any]:
         true = true_of(opened, predicate)
-        rows = np.concatenate([block * lake.block_rows + inside for block, inside in true.items()] or [np.empty(0, dtype=np.int64)])
+        rows = np.concatenate(
+            [block * lake.block_rows + inside for block, inside in true.items()] or [np.empty(0, dtype=np.int64)]
+        )
         shown = rows[:SHOWN]
         values = np.full(len(shown), np.nan, dtype=np.float32)
         return {

@@ -266,4 +266,7 @@ def _about(record: dict[str, Any]) -> dict[str, str]:
     except ValueError:
         metadata = {}
     more = metadata.items() if isinstance(metadata, dict) else ()
-    return {**{name.replace("_name", ""): text for name, text in found.items()}, **{str(k): str(v) for k, v in more if k != "text"}}
+    return {
+        **{name.replace("_name", ""): text for name, text in found.items()},
+        **{str(k): str(v) for k, v in more if k != "text"},
+    }
