@@ -1,5 +1,6 @@
 """The server: addresses to pages. Every page says in its address all that decides it, so that an address can be shared."""
 
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -11,6 +12,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from neuronlake.analysis.explorer.compare import compare_lakes, compare_tags
+from neuronlake.analysis.explorer.exports import (
+    PICTURES,
+    TYPES,
+    contexts_csv,
+    figure,
+    heatmap_csv,
+    profile_csv,
+    ranking_csv,
+)
 from neuronlake.analysis.explorer.guard import Guard
 from neuronlake.analysis.explorer.links import Links
 from neuronlake.analysis.explorer.neighbours import like, signatures
@@ -49,6 +59,11 @@ def create_app(shelf: Shelf, hosts: Iterable[str] = ()) -> Guard:
         "search": _search,
         "firing": _firing,
         "state": _state,
+        "heatmap.csv": _heatmap_csv,
+        "tag.csv": _ranking_csv,
+        "profile.csv": _profile_csv,
+        "contexts.csv": _contexts_csv,
+        **{f"{kind}.{file_type}": partial(_picture, kind, file_type) for kind in PICTURES for file_type in TYPES},
     }
     routes = [
         Route("/", partial(_first, shelf)),
@@ -224,6 +239,52 @@ def _firing(asked: Asked) -> Response:
     """The neurons that fire on what was searched for: a part of that page, asked for by its button."""
     view = firing(asked.opened, form=asked.text("form"), where=asked.text("where"))
     return asked.page("firing.html", view=view)
+
+
+def _heatmap_csv(asked: Asked) -> Response:
+    method = asked.text("method") or _METHOD
+    return _file(asked, heatmap_csv(asked.opened, asked.by, method), "csv", "layers", method)
+
+
+def _ranking_csv(asked: Asked) -> Response:
+    tag, method = asked.needed("tag", "NOUN"), asked.text("method") or _METHOD
+    text = ranking_csv(asked.opened, asked.by, tag, method, top=asked.number("top"), layer=asked.number("layer"))
+    return _file(asked, text, "csv", tag, method)
+
+
+def _profile_csv(asked: Asked) -> Response:
+    name = asked.needed("neuron", "L12.N345")
+    return _file(asked, profile_csv(asked.opened, *parse_neuron(name, asked.opened.lake), asked.by), "csv", name, "profile")
+
+
+def _contexts_csv(asked: Asked) -> Response:
+    name = asked.needed("neuron", "L12.N345")
+    layer, neuron = parse_neuron(name, asked.opened.lake)
+    k, tag = asked.number("k", CONTEXTS) or CONTEXTS, asked.text("tag")
+    return _file(asked, contexts_csv(asked.opened, layer, neuron, asked.by, k=k, tag=tag), "csv", name, "contexts")
+
+
+def _picture(kind: str, file_type: str, asked: Asked) -> Response:
+    name, tag = asked.text("neuron"), asked.text("tag")
+    found = figure(
+        asked.opened,
+        kind,
+        file_type,
+        by=asked.by,
+        method=asked.text("method"),
+        tag=tag,
+        top=asked.number("top"),
+        neuron=None if name is None else parse_neuron(name, asked.opened.lake),
+    )
+    return _file(asked, found, file_type, kind, *(part for part in (name, tag) if part))
+
+
+def _file(asked: Asked, content: str | bytes, file_type: str, *parts: str) -> Response:
+    """A file to be kept, not shown: its name says what it is of."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([asked.opened.name, *parts]))
+    kind = TYPES.get(file_type, "text/csv; charset=utf-8")
+    headers = {"content-disposition": f'attachment; filename="{name}.{file_type}"', "cache-control": "no-cache"}
+    return Response(content, media_type=kind, headers=headers)
 
 
 def _state(asked: Asked) -> Response:

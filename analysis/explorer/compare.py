@@ -141,9 +141,8 @@ def _found(
     shown = []
     for title, order in sides:
         best = np.argsort(np.where(usable, order, np.inf), kind="stable")[:SHOWN]
-        shown.append(
-            {"title": title, "neurons": [entry(int(place)) for place in best if np.isfinite(order[place]) and usable[place]]}
-        )
+        kept = [int(place) for place in best if usable[place] and np.isfinite(order[place])]
+        shown.append({"title": title, "neurons": [entry(place) for place in kept]})
     points = np.flatnonzero(usable)
     named = {each["name"]: int(np.searchsorted(points, each["place"])) for side in shown for each in side["neurons"]}
     return {

@@ -3,14 +3,12 @@
 from typing import Any
 
 from neuronlake.analysis.correlation import coactivation, strongest
+from neuronlake.analysis.explorer.overview import has_weights
 from neuronlake.analysis.explorer.shelf import NotKeptError, Opened
 from neuronlake.analysis.neuron import check_neuron, neuron_name
 from neuronlake.analysis.neuron_neighbours import SIGNATURES, neighbours
 from neuronlake.analysis.sketch import kept_sketch
-from neuronlake.analysis.weights import weights_of
-from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.lake import Lake
-from neuronlake.store.layout import DEFAULT_SITE
+from neuronlake.store.errors import InputError
 
 SHOWN = 20
 _SCANNED = 1 << 35  # values that are scanned for a click at most: about a minute; 730,000 tokens of SmolLM2
@@ -64,17 +62,7 @@ def signatures(opened: Opened) -> dict[str, str]:
     known = {}
     if opened.labels:
         known["profile"] = "their tags, from kept statistics"
-    if _has_weights(lake):
+    if has_weights(lake):
         known["weights"] = "what they write, from the weights"
     known["activation"] = "their activations, which are read: some seconds"
     return known
-
-
-def _has_weights(lake: Lake) -> bool:
-    if lake.site != DEFAULT_SITE:
-        return False
-    try:
-        weights_of(lake)
-    except (InputError, DamageError):
-        return False
-    return True

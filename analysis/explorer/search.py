@@ -50,9 +50,9 @@ def search(opened: Opened, question: str | None, kind: str | None = None) -> dic
     Returns
     -------
     dict
-        question, kind (None where nothing was asked), kinds, labels (all columns), problem; for a neuron: neuron (its name); for a
-        word: count, blocks, tags (of each label: label, tags with count and share, more), hits (`Context`), near (other forms and
-        their counts); for SQL: predicate, count, tokens (all), hits, and `tagged` (label shown with the hits).
+        question, kind (None where nothing was asked), kinds, labels (all columns), problem; for a neuron: neuron (its name);
+        for a word: count, blocks, tags (of each label: label, tags with count and share, more), hits (`Context`), near
+        (other forms and their counts); for SQL: predicate, count, tokens (all), hits, tagged (label shown with the hits).
 
     Raises
     ------
@@ -208,9 +208,8 @@ def _predicate(opened: Opened, text: str) -> dict[str, Any]:
 
     def show() -> dict[str, Any]:
         true = true_of(opened, predicate)
-        rows = np.concatenate(
-            [block * lake.block_rows + inside for block, inside in true.items()] or [np.empty(0, dtype=np.int64)]
-        )
+        parts = [block * lake.block_rows + inside.astype(np.int64) for block, inside in true.items()]
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *parts])
         shown = rows[:SHOWN]
         values = np.full(len(shown), np.nan, dtype=np.float32)
         return {

@@ -260,13 +260,10 @@ def _pieces(text: str, tokens: Sequence[dict[str, Any]], known: dict[int, float]
 
 def _about(record: dict[str, Any]) -> dict[str, str]:
     """What the corpus says of the sentence."""
-    found = {name: str(record[name]) for name in ("document_name", "name", "source") if record[name]}
+    found = {name.replace("_name", ""): str(record[name]) for name in ("document_name", "name", "source") if record[name]}
     try:
         metadata = json.loads(record["metadata"] or "{}")
     except ValueError:
         metadata = {}
     more = metadata.items() if isinstance(metadata, dict) else ()
-    return {
-        **{name.replace("_name", ""): text for name, text in found.items()},
-        **{str(k): str(v) for k, v in more if k != "text"},
-    }
+    return {**found, **{str(name): str(value) for name, value in more if name != "text"}}
