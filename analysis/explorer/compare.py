@@ -138,7 +138,7 @@ def _found(
         here, there = float(x[place]), float(y[place])
         return {"name": neuron_name(layer, neuron), "place": place, "x": here, "y": there, "difference": here - there}
 
-    shown = []
+    shown: list[dict[str, Any]] = []
     for title, order in sides:
         best = np.argsort(np.where(usable, order, np.inf), kind="stable")[:SHOWN]
         kept = [int(place) for place in best if usable[place] and np.isfinite(order[place])]

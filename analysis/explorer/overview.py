@@ -103,27 +103,22 @@ def missing_of(opened: Opened) -> list[tuple[str, str]]:
     site = "" if lake.site == lake.sites[0] else f" --site {lake.site}"
     found = []
     if not lake.complete:
-        text = f"{len(lake.blocks)} of {lake.plan.blocks} blocks are extracted, pages are of these: run the `extract` that began"
-        found.append((f"{text} the lake again.", ""))
+        text = f"{len(lake.blocks)} of {lake.plan.blocks} blocks are extracted, and pages are of these: run the `extract` "
+        found.append((text + "that began the lake again.", ""))
     if len(indexed := lake.index().blocks) < len(lake.blocks):
         text = f"The index covers {len(indexed)} of {len(lake.blocks)} blocks; neurons' pages read the others."
         found.append((text, f"neuronlake index {path}"))
-    stale = [
-        label for label in opened.labels if not opened.remember(("kept", label), lambda: are_kept(lake, label), small=True)
+    stale = opened.remember("stale", lambda: [label for label in opened.labels if not are_kept(lake, label)], small=True)
+    found += [
+        (f"Statistics of {label} are not of all blocks.", f"neuronlake rank {path} --by {shlex.quote(label)}{site}")
+        for label in stale
     ]
-    for label in stale:
-        found.append(
-            (
-                f"Statistics of {label} are kept, but not of all blocks.",
-                f"neuronlake rank {path} --by {shlex.quote(label)}{site}",
-            )
-        )
     if not opened.labels:
         usual = "upos" if "upos" in lake.label_columns else lake.label_columns[0]
         found.append(("No statistics are kept: there is no heat map.", f"neuronlake rank {path} --by {usual}{site}"))
     elif others := [label for label in lake.plan.label_columns if label not in opened.labels]:
-        shown = ", ".join(others[:12]) + (" …" if len(others) > 12 else "")
-        text = f"Statistics are kept of {', '.join(opened.labels)}; not of {shown}."
+        shown = ", ".join(others[:12]) + (f" and {len(others) - 12} more" if len(others) > 12 else "")
+        text = f"Statistics are kept of {', '.join(opened.labels)}, not of {shown}."
         found.append((text, f"neuronlake rank {path} --by {shlex.quote(others[0])}{site}"))
     if lake.site == DEFAULT_SITE and not has_weights(lake):
         found.append(
