@@ -26,17 +26,16 @@ from neuronlake.analysis.explorer.links import Links
 from neuronlake.analysis.explorer.neighbours import like, signatures
 from neuronlake.analysis.explorer.neuron import SHOWN as CONTEXTS
 from neuronlake.analysis.explorer.neuron import neuron_page, shaded
-from neuronlake.analysis.explorer.overview import overview
+from neuronlake.analysis.explorer.overview import overview, overview_without
 from neuronlake.analysis.explorer.render import STATIC, render
 from neuronlake.analysis.explorer.search import firing, search, unanswered
 from neuronlake.analysis.explorer.sentence import sentence_page
-from neuronlake.analysis.explorer.shelf import GoneError, NotKeptError, Opened, Shelf
+from neuronlake.analysis.explorer.shelf import DEFAULT_METHOD, GoneError, NotKeptError, Opened, Shelf
 from neuronlake.analysis.explorer.tag import SHOWN as NEURONS
 from neuronlake.analysis.explorer.tag import tag_page
 from neuronlake.analysis.neuron import parse_neuron
 from neuronlake.store.errors import InputError, NeuronlakeError, StorageError
 
-_METHOD = "auroc"
 _Answer = Callable[["Asked"], Response]
 
 
@@ -165,7 +164,12 @@ async def _not_found(_: Request, __: Exception) -> Response:
 
 
 def _overview(asked: Asked) -> Response:
-    return asked.page("overview.html", view=overview(asked.opened, asked.by, asked.text("method") or _METHOD))
+    method = asked.text("method") or DEFAULT_METHOD
+    try:
+        view = overview(asked.opened, asked.by, method)
+    except NotKeptError as error:
+        view = overview_without(asked.opened, asked.by, method, str(error))
+    return asked.page("overview.html", view=view)
 
 
 def _tag(asked: Asked) -> Response:
@@ -173,7 +177,7 @@ def _tag(asked: Asked) -> Response:
         asked.opened,
         asked.by,
         asked.needed("tag", "NOUN"),
-        asked.text("method") or _METHOD,
+        asked.text("method") or DEFAULT_METHOD,
         top=asked.number("top", NEURONS) or NEURONS,
         layer=asked.number("layer"),
     )
@@ -214,7 +218,7 @@ def _neighbours(asked: Asked) -> Response:
 
 
 def _compare(asked: Asked) -> Response:
-    method, tag, name = asked.text("method") or _METHOD, asked.text("tag"), asked.text("other")
+    method, tag, name = asked.text("method") or DEFAULT_METHOD, asked.text("tag"), asked.text("other")
     if name is None:
         return asked.page("compare.html", view=compare_tags(asked.opened, asked.by, method, tag, asked.text("against")))
     other = asked.shelf.open(name, asked.site)
@@ -242,12 +246,12 @@ def _firing(asked: Asked) -> Response:
 
 
 def _heatmap_csv(asked: Asked) -> Response:
-    method = asked.text("method") or _METHOD
+    method = asked.text("method") or DEFAULT_METHOD
     return _file(asked, heatmap_csv(asked.opened, asked.by, method), "csv", "layers", method)
 
 
 def _ranking_csv(asked: Asked) -> Response:
-    tag, method = asked.needed("tag", "NOUN"), asked.text("method") or _METHOD
+    tag, method = asked.needed("tag", "NOUN"), asked.text("method") or DEFAULT_METHOD
     text = ranking_csv(asked.opened, asked.by, tag, method, top=asked.number("top"), layer=asked.number("layer"))
     return _file(asked, text, "csv", tag, method)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from neuronlake.analysis.explorer.shades import sequential
-from neuronlake.analysis.explorer.shelf import METHODS, NotKeptError, Opened
+from neuronlake.analysis.explorer.shelf import METHODS, Opened
 from neuronlake.analysis.rankers import RANKERS
 from neuronlake.analysis.statistics import are_kept
 from neuronlake.analysis.weights import weights_of
@@ -25,21 +25,15 @@ def overview(opened: Opened, by: str | None, method: str) -> dict[str, Any]:
     dict
         facts (name → text), by, method, formula, labels, methods, tags (tag, count and the neuron that is best of all), rows
         (of each layer, the last one first: layer, and for every tag the best score, its shade and whether it is the tag's
-        best layer), left_out (tags beyond `MAX_TAGS`), missing (see `missing_of`). Where statistics are not kept, rows is
-        None, and why says so; what is of them is absent.
+        best layer), left_out (tags beyond `MAX_TAGS`), missing (see `missing_of`).
 
     Raises
     ------
     InputError
-        When the label or the ranking is unknown.
+        When the label or the ranking is unknown, or its statistics are not kept.
     """
-    try:
-        by = opened.label(by)
-        scores = opened.scores(by, method)
-    except NotKeptError as error:  # what the lake holds can be said all the same
-        return {"facts": facts_of(opened.lake), "missing": missing_of(opened), "rows": None, "why": str(error)} | {
-            "by": by, "method": method, "labels": opened.labels, "methods": METHODS
-        }  # fmt: skip
+    by = opened.label(by)
+    scores = opened.scores(by, method)
     values, count = scores["score"].to_numpy(), scores["count"].to_numpy()
     shown = np.sort(np.argsort(-count, kind="stable")[:MAX_TAGS])
     best = values[shown].max(axis=2)  # (tags, layers)
@@ -79,6 +73,12 @@ def overview(opened: Opened, by: str | None, method: str) -> dict[str, Any]:
         ],
         "left_out": len(count) - len(shown),
     }
+
+
+def overview_without(opened: Opened, by: str | None, method: str, why: str) -> dict[str, Any]:
+    """Gather what can be said of a lake without statistics: as `overview`, but rows is None, and `why` says why."""
+    known = {"by": by, "method": method, "labels": opened.labels, "methods": METHODS}
+    return {"facts": facts_of(opened.lake), "missing": missing_of(opened), "rows": None, "why": why, **known}
 
 
 def facts_of(lake: Lake) -> dict[str, str]:
