@@ -25,6 +25,7 @@ METHODS = tuple(name for name, ranker in RANKERS.items() if not ranker.also and 
 """Rankings that kept statistics answer without reading activations."""
 DEFAULT_METHOD = "auroc"
 _REMEMBERED = 8  # tables of statistics and scores per lake: 60 MB each for 17 tags of 46,080 neurons
+_REMEMBERED_SMALL = 64  # answers of some kilobytes
 _LOOK_S = 1.0  # how often a folder is looked at
 _LOOK_REMOTE_S = 60.0  # and an object store
 _TAKEN = ("static", ".", "..")  # in addresses
@@ -49,10 +50,11 @@ class Opened:
     labels: tuple[str, ...]
     """Those whose statistics are kept."""
     _answers: Cache[Any] = field(default_factory=lambda: Cache(_REMEMBERED), repr=False)
+    _small: Cache[Any] = field(default_factory=lambda: Cache(_REMEMBERED_SMALL), repr=False)
 
-    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what was made for that key, or make it."""
-        return self._answers.get(key, make)
+    def remember(self, key: Any, make: Callable[[], Any], *, small: bool = False) -> Any:
+        """Return what was made for that key, or make it; `small` answers do not push tables out."""
+        return (self._small if small else self._answers).get(key, make)
 
     def label(self, by: str | None) -> str:
         """Return the label asked for, or the one to begin with.
