@@ -31,7 +31,7 @@ def test_from_start_to_end(root: Path) -> None:
         assert serving.address == f"http://127.0.0.1:{serving.port}/"
         assert "password" not in serving.said
         assert ask(serving.port, "/").headers["location"] == "/%5Bbold%5Dmy%20lake/"
-        assert "run `neuronlake rank " in ask(serving.port, "/%5Bbold%5Dmy%20lake/").problem
+        assert "run `neuronlake rank " in ask(serving.port, "/%5Bbold%5Dmy%20lake/").text
         assert ask(serving.port, "/%5Bbold%5Dmy%20lake/neuron?neuron=L0.N1").status == 200
         taken = run_serve(root, "--port", serving.port)
         assert (taken.returncode, taken.stdout) == (2, "")

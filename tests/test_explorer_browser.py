@@ -33,8 +33,24 @@ VIEWS = {
     "neuron without statistics": "/other/neuron?neuron=L1.N2",
     "problem": "/small/neuron?neuron=L0.N99999",
     "nothing kept": "/other/",
+    "tag not kept": "/other/tag?tag=NOUN",
+    "search": "/small/search",
+    "search for a word": "/small/search?q=w7",
+    "search for a word that is not there": "/small/search?q=w77777",
+    "search by SQL": "/small/search?q=upos%3DNOUN",
+    "search by wrong SQL": "/small/search?q=upos%3D%3D%3D1&as=SQL",
+    "sentence": "/small/sentence?sentence=3&neurons=L0.N7,L1.N2",
+    "compare tags": "/small/compare?tag=NOUN&against=VERB",
+    "compare lakes": "/small/compare?tag=NOUN&other=third",
     "no page": "/small/none/none",
 }
+ALIKE = (
+    "overview by another ranking",
+    "tag in a layer",
+    "no page",
+    "neuron on a tag",
+    "search for a word that is not there",
+)
 DAY_MS = 24 * 3600 * 1000
 
 
@@ -56,7 +72,9 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 def port(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     other = tmp_path_factory.mktemp("browser") / "other.lake"
     shutil.copytree(lake.path, other, ignore=shutil.ignore_patterns("statistics"))
-    with served([lake.path, other]) as port:
+    third = make_lake(other.with_name("third.lake"), encoding="float16", seed=2)
+    compute_statistics(third, "upos")
+    with served([lake.path, other, third.path]) as port:
         yield port
 
 
@@ -82,7 +100,7 @@ def numbers(page: Any, table: str, column: int) -> list[float]:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_view(watched: Watched, view: str) -> None:
-    status = {"problem": 400, "nothing kept": 404, "no page": 404}.get(view, 200)
+    status = {"problem": 400, "tag not kept": 404, "no page": 404, "search by wrong SQL": 400}.get(view, 200)
     page = watched.open(VIEWS[view], status)
     assert page.locator("h1").count() == 1
     assert page.title().endswith(" – neuronlake")
@@ -95,8 +113,8 @@ def test_view(watched: Watched, view: str) -> None:
 @pytest.mark.parametrize(
     ("view", "scheme"),
     [
-        *((view, "light") for view in VIEWS if view not in ("overview by another ranking", "tag in a layer", "no page")),
-        *((view, "dark") for view in ("overview", "tag", "neuron", "problem")),
+        *((view, "light") for view in VIEWS if view not in ALIKE),
+        *((view, "dark") for view in ("overview", "tag", "neuron", "problem", "sentence", "compare tags", "search by SQL")),
     ],
 )
 def test_accessible(browser: Any, port: int, view: str, scheme: str) -> None:
@@ -330,6 +348,70 @@ def test_a_neuron_typed_wrong_can_be_typed_again(watched: Watched) -> None:
     assert page.locator("table.heat").count() == 1
 
 
+def test_search_leads_to_what_is_meant(watched: Watched) -> None:
+    page = watched.open("/small/")
+    for typed in ("L1.N5", "l1 n5", "1.5"):
+        page.keyboard.press("/")
+        page.fill("#find", typed)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/neuron?neuron=L1.N5*")
+        assert page.inner_text("h1").startswith("L1.N5 ")
+        page.go_back()
+    page.fill("#find", "w7")
+    page.click(".find button")
+    page.wait_for_url("**/search?q=w7")
+    marks = page.locator("main mark").all_inner_texts()
+    assert marks
+    assert set(marks) == {"w7"}
+    page.click("main button[data-part]")
+    page.locator("[aria-label='Neurons that fire'] tbody a").first.click()
+    page.wait_for_url("**/neuron?neuron=*")
+    page.go_back()
+    page.fill("main input[name=q]", "upos = 'NOUN' AND form LIKE 'w1%'")
+    page.click("main form button")
+    assert page.locator("main mark").count() > 0
+    page.locator("main a", has_text="whole").first.click()
+    page.wait_for_url("**/sentence?*")
+    number = int(page.inner_text("h1").split()[1])
+    page.keyboard.press("]")
+    page.wait_for_url(f"**sentence={number + 1}*")
+
+
+def test_neurons_like_one_are_asked_for(watched: Watched) -> None:
+    page = watched.open("/small/neuron?neuron=L0.N7")
+    assert page.locator("#neighbours a").count() == 0
+    page.locator("button[data-part]").first.click()
+    page.locator("#neighbours tbody a").first.click()
+    page.wait_for_url("**/neuron?neuron=*")
+    assert page.locator("table.profile").count() == 1
+
+
+def test_comparisons_lead_on(watched: Watched) -> None:
+    page = watched.open("/small/compare?tag=NOUN&against=VERB")
+    assert page.locator("svg.scatter circle").count() > 0
+    page.locator("main tbody a").first.click()
+    page.wait_for_url("**/small/neuron?neuron=*")
+    page.go_back()
+    page.select_option("select[name=other]", "third")
+    page.click("main form button")
+    page.locator("main tbody a", has_text="there").first.click()
+    page.wait_for_url("**/third/neuron?neuron=*")
+
+
+def test_what_is_shown_can_be_kept(watched: Watched) -> None:
+    page = watched.open("/small/tag?tag=NOUN")
+    for address in ("/small/", "/small/tag?tag=NOUN", "/small/neuron?neuron=L0.N7"):
+        page = watched.open(address)
+        links = page.locator(".exports a")
+        assert links.count() >= 2
+        with page.expect_download() as download:
+            links.first.click()
+        path = Path(download.value.path())
+        assert path.stat().st_size > 50
+        assert re.fullmatch(r"small-[\w.-]+\.csv", download.value.suggested_filename)
+    assert page.inner_text("h1").startswith("L0.N7")
+
+
 # ---- pages that stay open ---------------------------------------------------------------------------------------------
 
 
@@ -391,7 +473,8 @@ ELEMENTS = frozenset(
     re.findall(
         r"\w+",
         "html head meta title link script body a header nav form label input button p main h1 h2 h3 span div table caption "
-        "thead tbody tfoot tr th td dl dt dd b code select option dialog kbd svg path line rect mark ul li",
+        "thead tbody tfoot tr th td dl dt dd b code select option dialog kbd svg path line rect mark ul li "
+        "datalist figure figcaption circle text section bdi br",
     )
 )
 LOOK = """() => {
@@ -510,6 +593,36 @@ def test_hostile_sentences_are_text(attacked: tuple[Watched, str]) -> None:
         page.click(".choices button")
         assert page.text_content("#top-L0\\.N1 caption") == f"Highest on {payload}"
         unharmed(page)
+
+
+def test_hostile_texts_in_the_other_views(attacked: tuple[Watched, str]) -> None:
+    from urllib.parse import quote
+
+    watched, base = attacked
+    page = watched.page
+    for place, payload in enumerate(PAYLOADS[::6]):
+        target = quote(payload, safe="")
+        watched.open(f"{base}search?as=word&q={target}")
+        assert payload.strip() in page.locator("main mark").all_text_contents()
+        assert page.input_value("main input[name=q]") == payload
+        unharmed(page)
+        watched.open(f"{base}sentence?sentence={place}")
+        unharmed(page)
+        watched.open(f"{base}compare?tag={target}&against={quote(PAYLOADS[1], safe='')}")
+        assert page.text_content("h2") == f"upos = {payload} and {PAYLOADS[1]}"
+        unharmed(page)
+        page.goto(f"{watched.base}{base}search?as=SQL&q={target}")
+        assert page.input_value("main input[name=q]") == payload
+        unharmed(page)
+    watched.open(f"{base}search?as=word&q={quote(PAYLOADS[0], safe='')}")
+    if page.locator("button[data-part]").count():
+        page.click("button[data-part]")
+        page.locator("[aria-label='Neurons that fire']").wait_for()
+    unharmed(page)
+    watched.open(f"{base}neuron?neuron=L0.N1")
+    page.locator("button[data-part]").first.click()
+    page.locator("#neighbours table").wait_for()
+    unharmed(page)
 
 
 def test_hostile_questions_are_text(attacked: tuple[Watched, str]) -> None:

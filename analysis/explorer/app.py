@@ -227,7 +227,7 @@ def _sentence(asked: Asked) -> Response:
         asked.number("sentence"),
         asked.names("neurons"),
         asked.names("labels"),
-        first=asked.number("first", 0) or 0,
+        first=asked.number("first", 0),
     )
     return asked.page("sentence.html", view=view)
 
@@ -286,7 +286,7 @@ def _profile_csv(asked: Asked) -> Response:
 def _contexts_csv(asked: Asked) -> Response:
     name = asked.needed("neuron", "L12.N345")
     layer, neuron = parse_neuron(name, asked.opened.lake)
-    k, tag = asked.number("k", CONTEXTS) or CONTEXTS, asked.text("tag")
+    k, tag = asked.number("k", CONTEXTS), asked.text("tag")
     return _file(asked, contexts_csv(asked.opened, layer, neuron, asked.by, k=k, tag=tag), "csv", name, "contexts")
 
 
