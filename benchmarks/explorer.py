@@ -64,6 +64,9 @@ def _pages(port: int, lake: Any, tags: list[str], pages: int) -> dict[str, Any]:
         "tag": [f"{base}tag?tag={tag()}&method={rng.choice(methods)}" for _ in range(pages)],
         "tag, one layer": [f"{base}tag?tag={tag()}&layer={rng.choice(lake.layers)}" for _ in range(pages)],
         "neuron": [f"{base}neuron?neuron={neuron()}" for _ in range(pages)],
+        "sentence": [f"{base}sentence?sentence={rng.randrange(lake.plan.counts['sentences'])}" for _ in range(pages)],
+        "compare": [f"{base}compare?tag={one}&against={two}" for one, two in (rng.sample(tags, 2) for _ in range(pages))],
+        "search for a word": [f"{base}search?as=word&q={form}" for form in _forms(lake, rng, pages)],
         "neuron on a tag": [f"{base}neuron?neuron={neuron()}&tag={tag()}" for _ in range(pages)],
     }
     found = {}
@@ -84,6 +87,11 @@ def _pages(port: int, lake: Any, tags: list[str], pages: int) -> dict[str, Any]:
             "reading": reading,
         }
     return found
+
+
+def _forms(lake: Any, rng: random.Random, count: int) -> list[str]:
+    words = lake.words(["form"]).column("form")
+    return [quote(words[rng.randrange(len(words))].as_py(), safe="") for _ in range(count)]
 
 
 def _get(port: int, target: str) -> bytes:
@@ -141,6 +149,9 @@ def pictures(root: Path, folder: Path = ROOT / "docs" / "pictures") -> list[Path
             "overview-dark": (base, "dark", False),
             "tag": (f"{base}tag?tag=NUM&top=20", "light", True),
             "neuron": (f"{base}neuron?neuron={best}&k=6", "light", True),
+            "search": (f"{base}search?q=march", "light", False),
+            "sentence": (f"{base}sentence?sentence=120", "light", False),
+            "compare": (f"{base}compare?tag=NOUN&against=VERB", "light", False),
             "neuron-dark": (f"{base}neuron?neuron={best}&k=6", "dark", False),
             "problem": (f"{base}neuron?neuron=L99.N0", "light", False),
         }
