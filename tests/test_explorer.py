@@ -327,8 +327,8 @@ def test_a_very_long_address_is_refused(port: int) -> None:
         "sentence=1&first=999999", "sentence=1&neurons=" + ",".join(f"L0.N{n}" for n in range(70)), "neuron=L0.N70",
         "sentence=1&labels=no,<b>", "tag=<b>&against=NOUN", "tag=NOUN&against=NOUN", "tag=NOUN&other=small", "tag=$x^",
         "tag=NOUN&other=../..", "tag=NOUN&method=none", "tag=NOUN&top=-1", "tag=NOUN&top=99999999999999999999", "q=L9.N9",
-        "q=" + "a" * 3000, "q=%00%1b%ff", "q=upos%3D%3D", "q=read_text('/etc/passwd')%3D1&as=SQL", "q=x&as=none", "form=none",
-        "q=%25%5F%27%22%3B--&as=SQL", "neuron=L0.N1&signature=none", "neuron=L0.N1&k=-1", "form=w1&where=1", "layer=9",
+        "q=" + "a" * 3000, "q=%00%1b%ff", "q=upos%3D%3D", "q=read_text('/etc/passwd')%3D1&as=SQL", "q=x&as=none", "layer=9",
+        "q=%25%5F%27%22%3B--&as=SQL", "neuron=L0.N1&signature=none", "neuron=L0.N1&k=-1", "form=w1&where=1", "form=none",
         "where=upos%3D%27none%27", "neuron=L0.N1&tag=none", "neuron=L0.N1&by=nothing",
     ],
 )  # fmt: skip

@@ -45,8 +45,8 @@ VIEWS = {
     "no page": "/small/none/none",
 }
 ALIKE = (
-    "overview by another ranking", "tag in a layer", "no page", "neuron on a tag", "neuron without statistics", "tag not kept",
-    "search for a word that is not there", "search",
+    "overview by another ranking", "tag in a layer", "no page", "neuron on a tag", "neuron without statistics", "search",
+    "tag not kept", "search for a word that is not there",
 )  # fmt: skip
 """Of the same parts as others."""
 DAY_MS = 24 * 3600 * 1000
@@ -472,7 +472,7 @@ ELEMENTS = frozenset(
         r"\w+",
         "html head meta title link script body a header nav form label input button p main h1 h2 h3 span div table caption "
         "thead tbody tfoot tr th td dl dt dd b code select option dialog kbd svg path line rect mark ul li "
-        "datalist figure figcaption circle text section q",
+        "datalist figure figcaption circle text section q blockquote",
     )
 )
 LOOK = """() => {
