@@ -574,7 +574,7 @@ def test_csv_reads_back(lines: list[list[Any]]) -> None:
             elif value is None or value != value:
                 assert cell == ""
             else:
-                assert float(cell) == value
+                assert type(value)(cell) == value
 
 
 def test_pictures(client: TestClient) -> None:
