@@ -626,7 +626,12 @@ def test_the_overview_says_what_a_lake_lacks(tmp_path: Path) -> None:
     with TestClient(create_app(shelf), base_url="http://localhost") as client:
         page = client.get("/my%20lake/")
         assert page.status_code == 200
-        for said in (f"3 of {lake.plan.blocks} blocks are extracted", "covers 0 of 3 blocks", "No statistics are kept", "No weights"):
+        for said in (
+            f"3 of {lake.plan.blocks} blocks are extracted",
+            "covers 0 of 3 blocks",
+            "No statistics are kept",
+            "No weights",
+        ):
             assert said in page.text
         assert f"neuronlake index &#39;{lake.path}&#39;" in page.text
         compute_statistics(lake, "upos")

@@ -1,10 +1,12 @@
 """Search: a neuron, a word, or an SQL predicate. Reads the plan's tables only, and those of words once."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -19,6 +21,7 @@ from neuronlake.analysis.neuron import check_neuron, neuron_name, parse_neuron
 from neuronlake.analysis.sql import evaluate, read_expression
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
+from neuronlake.store.parallel import map_ordered
 from neuronlake.store.tables import PADDING, SPECIAL
 
 SHOWN = 50
@@ -123,7 +126,7 @@ def _word(opened: Opened, forms: Forms, form: str) -> dict[str, Any]:
         return {
             "count": forms.count(form),
             "blocks": len(found),
-            "tags": [_tag_counts(lake, label, found) for label in _shown_labels(opened)],
+            "tags": _tag_counts(lake, _shown_labels(opened), found),
             "hits": _word_contexts(lake, found),
             "near": forms.cases(form) if found else forms.near(form),
         }
@@ -139,19 +142,28 @@ def _shown_labels(opened: Opened, most: int = 3) -> list[str]:
     return [label for label in dict.fromkeys(wanted) if label in columns and label != "form"][:most]
 
 
-def _tag_counts(lake: Lake, label: str, words: dict[int, NDArray[np.int64]]) -> dict[str, Any]:
-    counts: dict[str | None, int] = {}
-    for block, inside in words.items() if label in _word_columns(lake) else ():
-        column = lake.words([label], blocks=[block]).column(label).take(inside)
-        for entry in pc.value_counts(column).to_pylist():
-            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-    order = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0] or ""))
-    total = sum(counts.values())
-    return {
-        "label": label,
-        "tags": [{"tag": tag, "count": count, "share": count / total} for tag, count in order[:_TAGS]],
-        "more": len(order[_TAGS:]),
-    }
+def _tag_counts(lake: Lake, labels: Sequence[str], words: dict[int, NDArray[np.int64]]) -> list[dict[str, Any]]:
+    """How often the words carry which tag of each label."""
+    if not (labels := [label for label in labels if label in _word_columns(lake)]):
+        return []
+
+    def count(block: int) -> list[dict[str | None, int]]:
+        table = lake.words(labels, blocks=[block]).take(words[block])
+        return [
+            {entry["values"]: entry["counts"] for entry in pc.value_counts(table.column(label)).to_pylist()}
+            for label in labels
+        ]
+
+    counts: list[Counter[str | None]] = [Counter() for _ in labels]
+    for found in map_ordered(count, list(words)):
+        for total, more in zip(counts, found, strict=True):
+            total.update(more)
+    answers = []
+    for label, total in zip(labels, counts, strict=True):
+        order = sorted(total.items(), key=lambda entry: (-entry[1], entry[0] or ""))
+        tags = [{"tag": tag, "count": number, "share": number / total.total()} for tag, number in order[:_TAGS]]
+        answers.append({"label": label, "tags": tags, "more": len(order[_TAGS:])})
+    return answers
 
 
 def _word_columns(lake: Lake) -> set[str]:
@@ -247,7 +259,8 @@ def true_of(opened: Opened, predicate: str) -> dict[int, NDArray[np.int32]]:
         found = {}
         for first in range(0, len(lake.blocks), size):
             blocks = lake.blocks[first : first + size]
-            table = lake.tokens(labels=columns, blocks=blocks)
+            parts = map_ordered(lambda block: lake.tokens(labels=columns, blocks=[block]), blocks)
+            table = pa.concat_tables(parts).unify_dictionaries()
             rows, answers = evaluate(expression, table)
             true = np.zeros(table.num_rows, dtype=np.bool_)
             true[rows] = pc.fill_null(answers, False).to_numpy()
