@@ -1,0 +1,165 @@
+"""Pages of the documentation that are made from the code: every command with its options, every public name."""
+
+import argparse
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import ModuleType
+
+from neuronlake.cli.main import build_parser
+
+_SKLEARN_ROUTING = (
+    "set_fit_request",
+    "set_partial_fit_request",
+    "set_predict_request",
+    "set_predict_log_proba_request",
+    "set_predict_proba_request",
+    "set_score_request",
+    "set_transform_request",
+)
+
+
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of every command, in the order of `neuronlake --help`."""
+    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices)
+
+
+def cli_page() -> str:
+    """Return the reference of the command line as Markdown."""
+    return "\n".join(line for name, parser in command_parsers().items() for line in _command(name, parser))
+
+
+def _command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    yield from (f"## {name}", "", parser.description or "", "")
+    arguments = " ".join(
+        _metavar(action) + (" …" if action.nargs == "+" else "") for action in parser._actions if not action.option_strings
+    )
+    yield from ("```sh", f"neuronlake {name} {arguments} [OPTION …]".replace("  ", " "), "```", "")
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.dest not in ("help", "json", "debug")]
+        if not actions:
+            continue
+        title = {"positional arguments": "arguments"}.get(group.title or "", group.title or "")
+        yield from (f"| {_text(title)} | {_text(group.description or '')} |", "|---|---|")
+        yield from (f"| {_usage(action)} | {_text(_expanded(parser, action))} |" for action in actions)
+        yield ""
+    examples = inspect.cleandoc((parser.epilog or "").removeprefix("examples:\n"))
+    yield from ("```sh", examples, "```", "")
+
+
+def _usage(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{_metavar(action)}`"
+    value = "" if action.nargs == 0 else f" {_metavar(action)}"
+    more = " …" if action.nargs in ("+", "*") else ""
+    return f"`{action.option_strings[-1]}{value}{more}`".replace("|", "\\|") + (" (required)" if action.required else "")
+
+
+def _metavar(action: argparse.Action) -> str:
+    if action.metavar is not None:
+        return action.metavar if isinstance(action.metavar, str) else " ".join(action.metavar)
+    if action.choices is not None:
+        return "{" + ",".join(map(str, action.choices)) + "}"
+    return action.dest.upper() if action.option_strings else action.dest
+
+
+def _expanded(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """The help of an option with its default filled in."""
+    return parser._get_formatter()._expand_help(action) if action.help else ""
+
+
+def _text(text: str) -> str:
+    """Plain text as Markdown: what a parser of Markdown would take for markup is escaped; code in backticks stays."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part.replace("|", "\\|") if place % 2 else re.sub(r"([\\*_\[\]<>|#~])", r"\\\1", part)
+        for place, part in enumerate(parts)
+    )
+
+
+def public_names(package: str) -> dict[ModuleType, list[str]]:
+    """Return the public names of a package by the module that defines them, both in alphabetical order."""
+    surface = import_module(package)
+    homes: defaultdict[str, list[str]] = defaultdict(list)
+    for name in surface.__all__:
+        item = getattr(surface, name)
+        homes[getattr(item, "__module__", None) or _home_of_value(surface, name)].append(name)
+    return {import_module(home): sorted(homes[home]) for home in sorted(homes)}
+
+
+def _home_of_value(surface: ModuleType, name: str) -> str:
+    """Constants do not know their module: find the one of the package that assigns them."""
+    pattern = re.compile(rf"^\s*from (\S+) import .*\b{name}\b", re.MULTILINE)
+    match = pattern.search(inspect.getsource(surface))
+    return match.group(1) if match else surface.__name__
+
+
+def api_page(package: str, *, under: str = "", apart: str = "") -> str:
+    """Return the reference of a package as Markdown, with autodoc's directives for Sphinx to fill.
+
+    Parameters
+    ----------
+    package
+        Whose ``__all__`` is documented.
+    under, apart
+        Only, or not, what is defined in modules below this one.
+    """
+    lines = []
+    for module, names in public_names(package).items():
+        if not module.__name__.startswith(under) or (apart and module.__name__.startswith(apart)):
+            continue
+        summary = (module.__doc__ or "").strip().splitlines()[0].replace("``", "`")
+        lines += [f"## {module.__name__.removeprefix(package + '.')}", "", summary, "", "```{eval-rst}"]
+        lines += [line for name in names for line in _directive(package, name)]
+        lines += ["```", ""]
+    return "\n".join(lines)
+
+
+def _directive(package: str, name: str) -> Iterator[str]:
+    item = getattr(import_module(package), name)
+    kind = "autoclass" if inspect.isclass(item) else "autofunction" if callable(item) else "autodata"
+    yield f".. {kind}:: {package}.{name}"
+    if kind == "autoclass":
+        yield "   :members:"
+        yield f"   :exclude-members: {', '.join(_SKLEARN_ROUTING)}"
+    if kind == "autodata":
+        yield "   :no-value:"
+    yield ""
+
+
+def linked(docstring: list[str]) -> list[str]:
+    """Return a docstring's lines as reStructuredText: `name` is a link where it is public, and code elsewhere.
+
+    A bar is a magnitude, |x|, and a word that ends in an underscore is an attribute of scikit-learn: neither is markup.
+    """
+    return [
+        "".join(
+            part if part.startswith("``") else _reference(part[1:-1]) if part.startswith("`") else _plain(part)
+            for part in re.split(r"(``.+?``|(?<![:`])`[^`]+`)", line)
+        )
+        for line in docstring
+    ]
+
+
+def _reference(name: str) -> str:
+    if match := re.match(r"[\w.]+", name):
+        for package in ("neuronlake.store", "neuronlake.extractor", "neuronlake.analysis"):
+            if match.group() in import_module(package).__all__:
+                return f":py:obj:`~{package}.{match.group()}`"
+    return f"``{name}``"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"(?<=\w)_(?!\w)", r"\_", text.replace("|", "\\|"))
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/cli": cli_page,
+    "reference/store": lambda: api_page("neuronlake.store"),
+    "reference/extractor": lambda: api_page("neuronlake.extractor"),
+    "reference/analysis": lambda: api_page("neuronlake.analysis", apart="neuronlake.analysis.probing"),
+    "reference/probing": lambda: api_page("neuronlake.analysis", under="neuronlake.analysis.probing"),
+}
