@@ -2,11 +2,14 @@
 
 import argparse
 import inspect
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from neuronlake.cli.main import build_parser
 
@@ -156,7 +159,70 @@ def _plain(text: str) -> str:
     return re.sub(r"(?<=\w)_(?!\w)", r"\_", text.replace("|", "\\|"))
 
 
+def rankers_table() -> str:
+    """Return the rankers with their formulas and sources, as the registry has them."""
+    from neuronlake.analysis import RANKERS
+
+    lines = ["| method | what | formula | p | source |", "|---|---|---|---|---|"]
+    for ranker in RANKERS.values():
+        cells = (ranker.description, ranker.formula, ranker.test, ranker.source)
+        lines.append(f"| `{ranker.name}` | " + " | ".join(_text(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _record(name: str) -> Any:
+    path = Path(__file__).parent.parent / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+
+def _table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heading, tuple("---" for _ in heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fidelity_table() -> str:
+    """Return what int8a changes, from its benchmark."""
+    found = _record("encodings")["int8a"]
+    rows = [
+        ("bytes per value", f"{found['bytes_per_value']:.3f}"),
+        ("relative error (ℓ2), worst layer", f"{found['relative_l2']:.1%}, {found['relative_l2_worst_layer']:.1%}"),
+        ("rank correlation per neuron: median, 1st percentile, least",
+         f"{found['rho_median']:.4f}, {found['rho_1st_percentile']:.4f}, {found['rho_min']:.4f}"),
+        ("top 100 tokens of a neuron that stay", f"{found['top_100_recall']:.1%}"),
+        ("top 50 neurons of a tag that stay, worst tag", f"{found['overlap_50']:.1%}, {found['overlap_50_worst']:.0%}"),
+        ("accuracy of probes: change, worst", f"{found['probe_change']:+.4f}, {found['probe_change_worst']:+.4f}"),
+    ]  # fmt: skip
+    return _table(("int8a", ""), rows)
+
+
+def peers_table() -> str:
+    """Return measured comparisons with other ways of doing the same, from the benchmarks' records."""
+    ingest, read = (_record("storage")["int8a"][name] for name in ("ingest", "read"))
+    peers = _record("statistics")["peers"]
+    speed = _record("extraction")["of_bare"]
+    rows = [
+        ("writing activations (int8a)", "h5py as NeuroX writes", f"{ingest['ingest_over_h5py']:.1f} ×"),
+        ("writing activations (int8a)", "zarr-python's defaults", f"{ingest['ingest_over_zarr_defaults']:.1f} ×"),
+        ("reading a layer of a million rows", "zarr-python, same files", f"{read['scan_over_zarr']:.1f} ×"),
+        ("reading a layer of a million rows", "tensorstore, same files", f"{read['scan_over_tensorstore']:.1f} ×"),
+        ("reading one neuron of it", "tensorstore, same files", f"{read['tensorstore_column_over_ours']:.1f} ×"),
+        ("basic statistics of 17 tags, three layers", "xarray.groupby with flox, sums only", _times(peers, "xarray")),
+        ("basic statistics of 17 tags, three layers", "dask.array, a tag at a time", _times(peers, "dask")),
+        ("extraction, indexed and committed", "the bare forward pass of the same batches", f"{speed['neuronlake']:.2f} ×"),
+        ("hooks and a float16 memory map, without neuronlake", "the same forward pass", f"{speed['hooks']:.2f} ×"),
+    ]  # fmt: skip
+    return _table(("what", "against", "speed"), rows)
+
+
+def _times(peers: dict[str, Any], beginning: str) -> str:
+    (found,) = (peer for name, peer in peers.items() if name.startswith(beginning))
+    return f"{found['basic_faster']:.0f} ×"
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "concepts/encodings": fidelity_table,
+    "concepts/statistics": rankers_table,
+    "peers": peers_table,
     "reference/cli": cli_page,
     "reference/store": lambda: api_page("neuronlake.store"),
     "reference/extractor": lambda: api_page("neuronlake.extractor"),
