@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +75,7 @@ def _expanded(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain text as Markdown: what a parser of Markdown would take for markup is escaped; code in backticks stays, options become code."""
+    """Plain text as Markdown: what would be taken for markup is escaped, code in backticks stays, options become code."""
     text = re.sub(r"(?<![\w`-])--[a-z][\w-]*(?![^`]*`(?:[^`]*`[^`]*`)*[^`]*$)", r"`\g<0>`", text)
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
@@ -101,18 +101,23 @@ def _home_of_value(surface: ModuleType, name: str) -> str:
     return match.group(1) if match else surface.__name__
 
 
-def api_page(package: str, *, under: str = "", apart: str = "") -> str:
+def api_page(package: str, *, first: Sequence[str] = (), under: str = "", apart: str = "") -> str:
     """Return the reference of a package as Markdown, with autodoc's directives for Sphinx to fill.
 
     Parameters
     ----------
     package
         Whose ``__all__`` is documented.
+    first
+        Modules to begin with; the others follow in alphabetical order.
     under, apart
         Only, or not, what is defined in modules below this one.
     """
     lines = []
-    for module, names in public_names(package).items():
+    by_module = public_names(package)
+    places = {f"{package}.{name}": place for place, name in enumerate(first)}
+    for module in sorted(by_module, key=lambda module: places.get(module.__name__, len(places))):
+        names = by_module[module]
         if not module.__name__.startswith(under) or (apart and module.__name__.startswith(apart)):
             continue
         summary = (module.__doc__ or "").strip().splitlines()[0].replace("``", "`")
@@ -225,8 +230,14 @@ PAGES: dict[str, Callable[[], str]] = {
     "concepts/statistics": rankers_table,
     "peers": peers_table,
     "reference/cli": cli_page,
-    "reference/store": lambda: api_page("neuronlake.store"),
-    "reference/extractor": lambda: api_page("neuronlake.extractor"),
-    "reference/analysis": lambda: api_page("neuronlake.analysis", apart="neuronlake.analysis.probing"),
-    "reference/probing": lambda: api_page("neuronlake.analysis", under="neuronlake.analysis.probing"),
+    "reference/store": lambda: api_page("neuronlake.store", first=("lake", "scan", "compose", "verify", "repair")),
+    "reference/extractor": lambda: api_page("neuronlake.extractor", first=("extract", "settings", "source")),
+    "reference/analysis": lambda: api_page(
+        "neuronlake.analysis",
+        first=("statistics", "ranking", "refinement", "rankers", "queries", "describe"),
+        apart="neuronlake.analysis.probing",
+    ),
+    "reference/probing": lambda: api_page(
+        "neuronlake.analysis", first=("probing.probes",), under="neuronlake.analysis.probing"
+    ),
 }
