@@ -262,6 +262,18 @@ def block_checksums(lake: Lake) -> dict[int, str]:
     return commit_checksums(lake.path, lake.blocks)
 
 
+def kept_labels(lake: Lake) -> list[str]:
+    """Labels of which statistics are kept as they are asked for by default: of the last sub-word of every word; sorted."""
+    found = set()
+    for name in kept_results(lake.path):
+        with suppress(DamageError):
+            key = kept_record(lake.path, name)["key"]
+            plain = key["labels"].get("where") is None and key["labels"]["subword"] == "last" and not key["labels"]["shift"]
+            if key["lake"] == lake.fingerprint and key["site"] == lake.site and plain and not key["basic"]:
+                found.add(str(key["labels"]["by"]))
+    return sorted(found)
+
+
 def find_kept(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptStatistics | None:
     """Return the kept result that covers most blocks, all of them unchanged; None if there is none.
 

@@ -43,7 +43,12 @@ def score(dataset: xr.Dataset, method: str) -> xr.Dataset:
 
 
 def rank(
-    dataset: xr.Dataset, method: str = "auroc", *, top: int = 10, tags: Sequence[str] | None = None
+    dataset: xr.Dataset,
+    method: str = "auroc",
+    *,
+    top: int = 10,
+    tags: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """The strongest neurons of every tag, strongest first; equal ones by layer, then neuron.
 
@@ -57,6 +62,8 @@ def rank(
         Neurons per tag.
     tags
         Only these tags (still compared with all others).
+    layers
+        Only neurons of these layers; q is still of all.
 
     Returns
     -------
@@ -67,18 +74,29 @@ def rank(
     Raises
     ------
     InputError
-        When the method or a tag is unknown (the known ones are listed), or `top` is below 1.
+        When the method, a tag or a layer is unknown (the known ones are listed), or `top` is below 1.
     """
+    return rank_scores(score(dataset, method), top=top, tags=tags, layers=layers)
+
+
+def rank_scores(
+    scores: xr.Dataset, *, top: int = 10, tags: Sequence[str] | None = None, layers: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """As `rank`, from what `score` gave."""
     if top < 1:
         raise InputError(f"top must be at least 1, got {top}")
-    known = [str(tag) for tag in dataset["tag"].to_numpy()]
+    method, known = str(scores.attrs["method"]), [str(tag) for tag in scores["tag"].to_numpy()]
     for tag in tags or ():
         if tag not in known:
             raise InputError(f"unknown tag {tag!r}: known are {', '.join(known)}")
-    scores = score(dataset, method)
+    if layers is not None:
+        for layer in layers:
+            if layer not in scores["layer"].to_numpy():
+                raise InputError(f"unknown layer {layer}: known are {', '.join(map(str, scores['layer'].to_numpy()))}")
+        scores = scores.sel(layer=sorted(set(layers)))
     fields = [name for name in (method, "p", "q", "mean", "mean_rest") if name in scores]
     table = {name: scores[name].transpose(*_DIMS).to_numpy() for name in ("score", "sign", *fields)}
-    layers, neurons = scores["layer"].to_numpy(), scores["neuron"].to_numpy()
+    layer_numbers, neurons = scores["layer"].to_numpy(), scores["neuron"].to_numpy()
     entries = []
     for tag in known if tags is None else tags:
         position = known.index(tag)
@@ -89,7 +107,7 @@ def rank(
         best = candidates[np.argsort(-flat_scores[candidates], kind="stable")][:top]
         for place, flat in enumerate(best):
             at = (position, *np.unravel_index(flat, table["score"].shape[1:]))
-            layer, neuron = int(layers[at[1]]), int(neurons[at[2]])
+            layer, neuron = int(layer_numbers[at[1]]), int(neurons[at[2]])
             entries.append(
                 {
                     "tag": tag,

@@ -26,7 +26,9 @@ import neuronlake.cli.merge
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.probe
+import neuronlake.cli.report
 import neuronlake.cli.reproduce
+import neuronlake.cli.serve
 import neuronlake.cli.statistics
 import neuronlake.cli.tokens
 import neuronlake.cli.weights
@@ -86,6 +88,8 @@ def build_parser() -> Parser:
         neuronlake.cli.tokens,
         neuronlake.cli.export,
         neuronlake.cli.plot,
+        neuronlake.cli.serve,
+        neuronlake.cli.report,
         neuronlake.cli.demo,
     ):
         module.add_commands(commands)

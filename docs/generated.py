@@ -129,13 +129,15 @@ def api_page(package: str, *, first: Sequence[str] = (), under: str = "", apart:
 
 def _directive(package: str, name: str) -> Iterator[str]:
     item = getattr(import_module(package), name)
-    kind = "autoclass" if inspect.isclass(item) else "autofunction" if callable(item) else "autodata"
+    if not callable(item):  # a constant; its docstring would be that of its type
+        value = repr(item) if isinstance(item, str) else "{" + ", ".join(f"{key!r}: …" for key in item) + "}"
+        yield from (f".. py:data:: {package}.{name}", f"   :value: {value}", "")
+        return
+    kind = "autoclass" if inspect.isclass(item) else "autofunction"
     yield f".. {kind}:: {package}.{name}"
     if kind == "autoclass":
         yield "   :members:"
         yield f"   :exclude-members: {', '.join(_SKLEARN_ROUTING)}"
-    if kind == "autodata":
-        yield "   :no-value:"
     yield ""
 
 
