@@ -18,7 +18,7 @@ from neuronlake.cli.main import build_parser, main
 
 _FENCE = re.compile(r"^```(\w*)[ ]*(.*?)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 _REASON = re.compile(r'not-run="([^"]+)"')
-_CALL = re.compile(r"(?:^|(?<=&& )|(?<=\| )|(?<=srun ))neuronlake .*")
+_CALL = re.compile(r"(?<!\S)neuronlake [a-z][^&|;]*")  # not `pip install neuronlake`
 _TEXTS = ("text", "json")
 ENVIRONMENT = {"SLURM_ARRAY_TASK_ID": "3", "USER": "me", "HEAD": "10.0.0.1"}
 
