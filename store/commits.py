@@ -15,11 +15,11 @@ from neuronlake.store.files import (
     file_checksum,
     make_folder,
     read_error,
+    read_sealed,
     seal,
     storage_error,
     sync_ancestors,
     sync_folder,
-    unseal,
     write_file,
 )
 from neuronlake.store.objects import LakePath, ObjectPath
@@ -218,7 +218,7 @@ def read_commit(root: LakePath, block: int) -> Commit:
     """
     path = root / layout.commit_path(block)
     try:
-        record = unseal(path.read_bytes(), str(path))
+        record = read_sealed(path)
     except FileNotFoundError:
         raise DamageError(f"{path} is missing") from None
     except OSError as error:
