@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from neuronlake.analysis.firing import firing_neurons, strongest_neurons
     from neuronlake.analysis.key_neurons import choose_key_neurons, hit_scores, key_list, ranker_scores, scores_of
     from neuronlake.analysis.labels import LabelRequest, LabelVector, token_labels
+    from neuronlake.analysis.listings import NeuronDescription, Ranking, TokenList
     from neuronlake.analysis.neuron import neuron_name, parse_neuron
     from neuronlake.analysis.neuron_columns import column_table, write_columns
     from neuronlake.analysis.neuron_neighbours import neighbours
@@ -73,16 +74,19 @@ __all__ = [
     "LakeSource",
     "LinearSVMProbe",
     "LogisticProbe",
+    "NeuronDescription",
     "ProbeResult",
     "ProbeResults",
     "ProbeSettings",
     "Ranker",
+    "Ranking",
     "RidgeProbe",
     "SharedCategories",
     "SparseProbe",
     "Split",
     "StatisticsBuilder",
     "TagListsBuilder",
+    "TokenList",
     "TokensBeyond",
     "activation_hits",
     "benjamini_hochberg",
@@ -152,6 +156,7 @@ _HOMES = {
     "firing": ("firing_neurons", "strongest_neurons"),
     "key_neurons": ("choose_key_neurons", "hit_scores", "key_list", "ranker_scores", "scores_of"),
     "labels": ("LabelRequest", "LabelVector", "token_labels"),
+    "listings": ("NeuronDescription", "Ranking", "TokenList"),
     "neuron": ("neuron_name", "parse_neuron"),
     "neuron_columns": ("column_table", "write_columns"),
     "neuron_neighbours": ("neighbours",),

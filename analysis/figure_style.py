@@ -159,13 +159,13 @@ def picture(
             figure.text(left, down / total, line, size=_NOTE, va="top", color="#555555").set_in_layout(False)
             down -= _NOTE * _LINE / 72
         yield figure
-        _save(figure, path)
+        _save(figure, path, title)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _save(figure: "Figure", path: Path, title: str) -> None:
     suffix = path.suffix.lower()
     # No date and no random identifiers: the same statistics give the same file.
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
+    metadata = {"Title": title, **{".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})}
     # The layout solver keeps its variables by address, and what it finds differs in the last bits from run to run.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

@@ -92,6 +92,16 @@ def test_bytes_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
         assert figure_bytes(lambda path: DRAW[kind](dataset, path), file_type) == path.read_bytes()
 
 
+@pytest.mark.parametrize("kind", DRAW)
+def test_files_have_a_title(tmp_path: Path, kind: str) -> None:
+    dataset = make_dataset(ODD[:3], 3, 5)
+    path = DRAW[kind](dataset, tmp_path / "a.svg")
+    title = ElementTree.parse(path).findtext("{http://www.w3.org/2000/svg}title")
+    assert title in texts(path)
+    if kind == "volcano":  # the tag is PRP$
+        assert title == "PRP$ against the rest: cohen_d of 15 neurons"
+
+
 def test_no_bytes_and_no_file_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset(UPOS[:3], 3, 5)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
