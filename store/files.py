@@ -318,8 +318,15 @@ def read_sealed(path: LakePath) -> dict[str, Any]:
         As reading does.
     """
 
-    def read() -> dict[str, Any]:
-        return unseal(path.read_bytes(), str(path))
+    return read_sealed_bytes(path)[1]
+
+
+def read_sealed_bytes(path: LakePath) -> tuple[bytes, dict[str, Any]]:
+    """As `read_sealed`, with the bytes."""
+
+    def read() -> tuple[bytes, dict[str, Any]]:
+        data = path.read_bytes()
+        return data, unseal(data, str(path))
 
     return read() if isinstance(path, Path) else read_until_right(read)
 

@@ -25,10 +25,11 @@ import neuronlake.analysis.explorer.neighbours as neighbours_view
 from neuronlake.analysis.explorer.app import create_app
 from neuronlake.analysis.explorer.compare import compare_lakes, compare_tags, spearman
 from neuronlake.analysis.explorer.exports import as_csv, figure
+from neuronlake.analysis.explorer.firing import FIRING, firing
 from neuronlake.analysis.explorer.forms import read_forms
 from neuronlake.analysis.explorer.neighbours import like
 from neuronlake.analysis.explorer.scatter import MOST, SIDE, scatter
-from neuronlake.analysis.explorer.search import FIRING, firing, search
+from neuronlake.analysis.explorer.search import search
 from neuronlake.analysis.explorer.sentence import CHOSEN, SHOWN, sentence_page
 from neuronlake.analysis.explorer.shelf import NotKeptError, Opened, Shelf
 from neuronlake.analysis.firing import EVERY_WORD
@@ -574,7 +575,7 @@ def test_csv_reads_back(lines: list[list[Any]]) -> None:
             elif value is None or value != value:
                 assert cell == ""
             else:
-                assert float(cell) == value
+                assert type(value)(cell) == value
 
 
 def test_pictures(client: TestClient) -> None:

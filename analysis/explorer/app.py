@@ -23,6 +23,7 @@ from neuronlake.analysis.explorer.exports import (
     profile_csv,
     ranking_csv,
 )
+from neuronlake.analysis.explorer.firing import firing
 from neuronlake.analysis.explorer.guard import Guard
 from neuronlake.analysis.explorer.links import Links
 from neuronlake.analysis.explorer.neighbours import like, signatures
@@ -30,7 +31,7 @@ from neuronlake.analysis.explorer.neuron import SHOWN as CONTEXTS
 from neuronlake.analysis.explorer.neuron import neuron_page, shaded
 from neuronlake.analysis.explorer.overview import overview, overview_without
 from neuronlake.analysis.explorer.render import STATIC, render
-from neuronlake.analysis.explorer.search import firing, search, unanswered
+from neuronlake.analysis.explorer.search import search, unanswered
 from neuronlake.analysis.explorer.sentence import sentence_page
 from neuronlake.analysis.explorer.shelf import DEFAULT_METHOD, GoneError, NotKeptError, Opened, Shelf
 from neuronlake.analysis.explorer.tag import SHOWN as NEURONS

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.explorer.shades import signed
 from neuronlake.store.lake import Lake
+from neuronlake.store.parallel import map_ordered
 from neuronlake.store.tables import PADDING, SPECIAL
 
+_AHEAD = 64  # blocks whose tables are read at once: half of what a lake remembers
 _AROUND = 160  # characters of a long sentence on either side of the token
 
 
@@ -66,6 +68,8 @@ def contexts(
     limit
         Magnitude of the darkest shade.
     """
+    for _ in map_ordered(lambda block: _tables(lake, block, labels), np.unique(rows // lake.block_rows)[:_AHEAD].tolist()):
+        pass
     found = []
     for row, value in zip(rows.tolist(), values.tolist(), strict=True):
         tokens, text = sentence_of(lake, row, labels)

@@ -1,24 +1,23 @@
 """Search: a neuron, a word, or an SQL predicate. Reads the plan's tables only, and those of words once."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuronlake.analysis.chosen_rows import ChosenRows
 from neuronlake.analysis.explorer.contexts import Context, Piece, contexts
 from neuronlake.analysis.explorer.forms import Forms, read_forms
-from neuronlake.analysis.explorer.shelf import NotKeptError, Opened
-from neuronlake.analysis.firing import EVERY_WORD, firing_neurons
-from neuronlake.analysis.kept_statistics import StatisticsKey, block_checksums, find_kept
-from neuronlake.analysis.labels import LabelRequest
+from neuronlake.analysis.explorer.shelf import Opened
 from neuronlake.analysis.neuron import check_neuron, neuron_name, parse_neuron
 from neuronlake.analysis.sql import evaluate, read_expression
 from neuronlake.store.errors import InputError
 from neuronlake.store.lake import Lake
+from neuronlake.store.parallel import map_ordered
 from neuronlake.store.tables import PADDING, SPECIAL
 
 SHOWN = 50
@@ -32,8 +31,6 @@ _WINDOW = re.compile(r"\bover\b", re.IGNORECASE)
 _AROUND = 160  # characters of a long sentence on either side of a word
 _TAGS = 12  # of a label, that a word is counted by
 _GROUP = 64  # blocks whose tokens a predicate is evaluated for at a time: 500,000 tokens of 8,192 rows
-_FIRING_BLOCKS = 8  # whose activations are read: 13 MB each and layer, of SmolLM2
-FIRING = 30
 
 
 def search(opened: Opened, question: str | None, kind: str | None = None) -> dict[str, Any]:
@@ -123,7 +120,7 @@ def _word(opened: Opened, forms: Forms, form: str) -> dict[str, Any]:
         return {
             "count": forms.count(form),
             "blocks": len(found),
-            "tags": [_tag_counts(lake, label, found) for label in _shown_labels(opened)],
+            "tags": _tag_counts(lake, _shown_labels(opened), found),
             "hits": _word_contexts(lake, found),
             "near": forms.cases(form) if found else forms.near(form),
         }
@@ -139,19 +136,28 @@ def _shown_labels(opened: Opened, most: int = 3) -> list[str]:
     return [label for label in dict.fromkeys(wanted) if label in columns and label != "form"][:most]
 
 
-def _tag_counts(lake: Lake, label: str, words: dict[int, NDArray[np.int64]]) -> dict[str, Any]:
-    counts: dict[str | None, int] = {}
-    for block, inside in words.items() if label in _word_columns(lake) else ():
-        column = lake.words([label], blocks=[block]).column(label).take(inside)
-        for entry in pc.value_counts(column).to_pylist():
-            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-    order = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0] or ""))
-    total = sum(counts.values())
-    return {
-        "label": label,
-        "tags": [{"tag": tag, "count": count, "share": count / total} for tag, count in order[:_TAGS]],
-        "more": len(order[_TAGS:]),
-    }
+def _tag_counts(lake: Lake, labels: Sequence[str], words: dict[int, NDArray[np.int64]]) -> list[dict[str, Any]]:
+    """How often the words carry which tag of each label."""
+    if not (labels := [label for label in labels if label in _word_columns(lake)]):
+        return []
+
+    def count(block: int) -> list[dict[str | None, int]]:
+        table = lake.words(labels, blocks=[block]).take(words[block])
+        return [
+            {entry["values"]: entry["counts"] for entry in pc.value_counts(table.column(label)).to_pylist()}
+            for label in labels
+        ]
+
+    counts: list[Counter[str | None]] = [Counter() for _ in labels]
+    for found in map_ordered(count, list(words)):
+        for total, more in zip(counts, found, strict=True):
+            total.update(more)
+    answers = []
+    for label, total in zip(labels, counts, strict=True):
+        order = sorted(total.items(), key=lambda entry: (-entry[1], entry[0] or ""))
+        tags = [{"tag": tag, "count": number, "share": number / total.total()} for tag, number in order[:_TAGS]]
+        answers.append({"label": label, "tags": tags, "more": len(order[_TAGS:])})
+    return answers
 
 
 def _word_columns(lake: Lake) -> set[str]:
@@ -247,7 +253,8 @@ def true_of(opened: Opened, predicate: str) -> dict[int, NDArray[np.int32]]:
         found = {}
         for first in range(0, len(lake.blocks), size):
             blocks = lake.blocks[first : first + size]
-            table = lake.tokens(labels=columns, blocks=blocks)
+            parts = map_ordered(lambda block: lake.tokens(labels=columns, blocks=[block]), blocks)
+            table = pa.concat_tables(parts).unify_dictionaries()
             rows, answers = evaluate(expression, table)
             true = np.zeros(table.num_rows, dtype=np.bool_)
             true[rows] = pc.fill_null(answers, False).to_numpy()
@@ -259,79 +266,3 @@ def true_of(opened: Opened, predicate: str) -> dict[int, NDArray[np.int32]]:
 
     true: dict[int, NDArray[np.int32]] = opened.remember(("true", predicate), find)
     return true
-
-
-# ---- neurons ----------------------------------------------------------------------------------------------------------
-
-
-def firing(opened: Opened, *, form: str | None = None, where: str | None = None) -> dict[str, Any]:
-    """Say which neurons fire on a word or on the tokens that a predicate is true of. Reads activations, writes nothing.
-
-    Of many tokens, those in the `_FIRING_BLOCKS` blocks that hold most of them stand for all.
-
-    Returns
-    -------
-    dict
-        score (``difference`` where statistics of every word are kept, else ``hits``), neurons (of `firing_neurons`), count,
-        of (tokens in all), blocks.
-
-    Raises
-    ------
-    InputError
-        When not one of the two is given, or no token is meant.
-    NotKeptError
-        When neither statistics of every word nor the index cover the lake.
-    """
-    if (form is None) == (where is None):
-        raise InputError("the address needs form=… or where=…, for example form=dog")
-    lake = opened.lake
-    score = "difference" if _compares(lake) else "hits"
-    if score == "hits" and lake.index().blocks != tuple(lake.blocks):
-        raise NotKeptError(
-            f"the index covers {len(lake.index().blocks)} of {len(lake.blocks)} blocks: run `neuronlake index {lake.path}` "
-            "once, then reload"
-        )
-    rows, total = _of_predicate(opened, where) if where is not None else _of_word(opened, form or "")
-    if not rows:
-        raise InputError(f"no token of a word {form!r}" if form is not None else f"{where!r} is true of no token")
-    chosen = ChosenRows(
-        blocks=rows,
-        block_rows=lake.block_rows,
-        special=False,
-        where=where,
-        masked=where is None,
-    )
-    neurons = firing_neurons(lake, chosen, FIRING, score=score, keep=score == "difference")
-    return {"score": score, "neurons": neurons, "count": chosen.count, "of": total, "blocks": len(rows)}
-
-
-def _compares(lake: Lake) -> bool:
-    """Whether statistics of every word are kept, so that `firing_neurons` has nothing to compute and keep."""
-    key = StatisticsKey.of(lake, LabelRequest(by=EVERY_WORD, subword="all"), folds=1, basic=True)
-    found = find_kept(lake, key, block_checksums(lake))
-    return found is not None and found.blocks == tuple(lake.blocks)
-
-
-def _of_predicate(opened: Opened, predicate: str) -> tuple[dict[int, NDArray[np.int64]], int]:
-    """Tokens that a predicate is true of, in the blocks that hold most of them: block → rows within it; and all in all."""
-    true = true_of(opened, as_predicate(opened.lake, predicate))
-    return {block: true[block].astype(np.int64) for block in _fullest(true)}, sum(map(len, true.values()))
-
-
-def _of_word(opened: Opened, form: str) -> tuple[dict[int, NDArray[np.int64]], int]:
-    """Last tokens of the words of a form, likewise; in all there are so many words."""
-    lake = opened.lake
-    words = {lake.blocks[position]: inside for position, inside in forms_of(opened).words(form).items()}
-    found = {}
-    for block in _fullest(words):
-        first = lake.read_table("words", block, ["word"]).column("word")[0].as_py()
-        table = lake.read_table("plan", block, ["word", "is_last_subword"])
-        keep = np.isin(table.column("word").to_numpy(), words[block] + first)
-        keep &= table.column("is_last_subword").to_numpy(zero_copy_only=False)
-        if keep.any():
-            found[block] = np.flatnonzero(keep).astype(np.int64)
-    return found, sum(map(len, words.values()))
-
-
-def _fullest(rows: Mapping[int, NDArray[Any]]) -> list[int]:
-    return sorted(sorted(rows, key=lambda block: (-len(rows[block]), block))[:_FIRING_BLOCKS])
