@@ -149,9 +149,9 @@ def pictures(root: Path, folder: Path = ROOT / "docs" / "pictures") -> list[Path
             "overview-dark": (base, "dark", False),
             "tag": (f"{base}tag?tag=NUM&top=20", "light", True),
             "neuron": (f"{base}neuron?neuron={best}&k=6", "light", True),
-            "search": (f"{base}search?q=march", "light", False),
-            "sentence": (f"{base}sentence?sentence=120", "light", False),
-            "compare": (f"{base}compare?tag=NOUN&against=VERB", "light", False),
+            "search": (f"{base}search?q=March", "light", False),
+            "sentence": (f"{base}sentence?sentence=120", "light", True),
+            "compare": (f"{base}compare?tag=NOUN&against=VERB", "light", True),
             "neuron-dark": (f"{base}neuron?neuron={best}&k=6", "dark", False),
             "problem": (f"{base}neuron?neuron=L99.N0", "light", False),
         }

@@ -174,12 +174,11 @@ def _curves(found: Densities, order: list[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        rows (tag, count, heights, of which the largest of all is 1) in the profile's order; edges of the bins, which are
+        rows (tag, count, heights, of which each row's largest is 1) in the profile's order; edges of the bins, which are
         drawn equally wide; zero: where it lies among them, as a share of the width, None beyond the ends.
     """
-    highest = float(found.share.max())
     rows = {
-        tag: {"tag": tag, "count": int(count), "heights": (share / highest).tolist()}
+        tag: {"tag": tag, "count": int(count), "heights": (share / share.max()).tolist()}
         for tag, count, share in zip(found.tags, found.count, found.share, strict=True)
     }
     edges, bins = found.edges, len(found.edges) - 1
