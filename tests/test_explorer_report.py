@@ -139,7 +139,7 @@ def test_the_command_writes_it_and_refuses_what_it_cannot(
         (["--out", str(tmp_path / "no" / "r.html")], "no folder"),
         (["--out", str(tmp_path / "b.html"), "--tags", "NOPE"], "unknown tag 'NOPE': known are"),
         (["--out", str(tmp_path / "b.html"), "--method", "nope"], "unknown ranking 'nope': known here are"),
-        (["--out", str(tmp_path / "b.html"), "--by", "lemma"], "statistics of 'lemma' are not kept for all"),
+        (["--out", str(tmp_path / "b.html"), "--by", "lemma"], "no label column 'lemma'"),
         (["--out", str(tmp_path / "b.html"), "--neurons", "L7.N1"], "no neuron L7.N1 in this lake"),
         (["--out", str(tmp_path / "b.html"), "-k", "0"], "contexts can be shown, got 0"),
         (["--out", str(tmp_path / "b.html"), "--ranked", "0"], "ranks at least 1 neuron"),
