@@ -44,6 +44,11 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
             "--random-draws 1 --lesion-k 20 -k 20 --shift 0'.split())})",
             "| tag | words | neurons | own Δ | others |",
         ),
+        (
+            "replay",
+            "run(shapes={'small': (2, 700)}, blocks=2, block_rows=512, sentences=40)",
+            "cores that keep up with 20,000 tokens/s",
+        ),
         ("scaling", "run(sentences=60, layers=2, repeats=1, pieces=40)", "identical to threads: True"),
         ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
         (
