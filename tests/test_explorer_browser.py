@@ -112,7 +112,7 @@ def test_view(watched: Watched, view: str) -> None:
     ("view", "scheme"),
     [
         *((view, "light") for view in VIEWS if view not in ALIKE),
-        *((view, "dark") for view in ("overview", "neuron", "problem", "sentence", "compare tags")),
+        *((view, "dark") for view in ("overview", "neuron", "compare tags")),
     ],
 )
 def test_accessible(browser: Any, port: int, view: str, scheme: str) -> None:
@@ -564,7 +564,7 @@ def test_hostile_tags_are_text(attacked: tuple[Watched, str]) -> None:
     links = page.locator("table.heat thead th a")
     targets = links.evaluate_all("all => all.map((each) => [each.textContent, each.getAttribute('href')])")
     assert len(targets) >= 50
-    for payload, target in targets[::5]:
+    for payload, target in targets[::8]:
         watched.open(target)
         assert page.text_content("h2") == f"upos = {payload}"
         assert page.input_value("select[name=tag]") == payload
@@ -586,7 +586,7 @@ def test_hostile_sentences_are_text(attacked: tuple[Watched, str]) -> None:
     assert len(rows.all_text_contents()) == len(texts)
     page.click("table.profile thead button >> nth=0")
     unharmed(page)
-    for payload in PAYLOADS[6:70:16]:
+    for payload in PAYLOADS[6:70:24]:
         page.select_option("select[name=tag]", payload)
         page.click(".choices button")
         assert page.text_content("#top-L0\\.N1 caption") == f"Highest on {payload}"
@@ -598,7 +598,7 @@ def test_hostile_texts_in_the_other_views(attacked: tuple[Watched, str]) -> None
 
     watched, base = attacked
     page = watched.page
-    for place, payload in enumerate(PAYLOADS[:-1:6]):  # the last begins with white space, which a search leaves out
+    for place, payload in enumerate(PAYLOADS[:-1:13]):  # the last begins with white space, which a search leaves out
         target = quote(payload, safe="")
         watched.open(f"{base}search?as=word&q={target}")
         assert payload.strip() in page.locator("main mark").all_text_contents()
@@ -639,7 +639,7 @@ def test_hostile_questions_are_text(attacked: tuple[Watched, str]) -> None:
         "?site=",
         "contexts?neuron=L0.N0&rows=1&limit=",
     )
-    for number, payload in enumerate(PAYLOADS[::2]):
+    for number, payload in enumerate(PAYLOADS[::4]):
         place = places[number % len(places)]
         page.goto(f"{watched.base}{base}{place}{quote(payload, safe='')}")
         assert "That did not work" in page.text_content("h1")
