@@ -132,7 +132,7 @@ def test_where_conditions_are_ignored_nothing_mixed_is_committed(
 
     with FaultProxy(object_store, seen=seen, ignored=("If-None-Match",)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        with pytest.raises(StorageError, match="block 1 of .* their files are mixed"):
+        with pytest.raises(StorageError, match=r"block 1 of .* their files are mixed"):
             synthetic_lake(root, **SHAPE)  # type: ignore[arg-type]
         assert replaced
         assert isinstance(root, ObjectPath)
