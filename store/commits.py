@@ -12,6 +12,7 @@ import neuronlake.store.layout as layout
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import (
     FileRecord,
+    checksum_found,
     file_checksum,
     make_folder,
     read_error,
@@ -132,14 +133,12 @@ def _overtakes(root: LakePath, commit: Commit, *, look: bool = False) -> bool:
             return True
     if other is not None and other.files == commit.files and not look:
         return False
-    theirs = () if other is None else other.files
-    found = {}
-    for path in {file.path for file in (*commit.files, *theirs)}:
-        with contextlib.suppress(FileNotFoundError):
-            found[path] = file_checksum(root / path)
 
     def whole(files: tuple[FileRecord, ...]) -> bool:
-        return all(found.get(file.path) == (file.bytes, file.xxh3) for file in files)
+        with contextlib.suppress(FileNotFoundError):
+            expected = {file.path: (file.bytes, file.xxh3) for file in files}
+            return all(checksum_found(root / path, what) == what for path, what in expected.items())
+        return False
 
     if other is not None and whole(other.files):
         return False

@@ -139,7 +139,6 @@ class FaultProxy:
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._upstream = urlsplit(upstream).netloc
         self._refusal: tuple[int, bytes] | None = None
-        self._spoiled: set[str] = set()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -216,13 +215,11 @@ class FaultProxy:
             return self._reset(handler)
         if (
             fault == "spoiled"
-            and handler.path not in self._spoiled  # what is wrong twice is damage, and found to be
             and found
             and handler.command == "GET"
             and ("/c." in handler.path or ".parquet" in handler.path)
         ):
             self._count(fault)
-            self._spoiled.add(handler.path)
             found = bytes([found[0] ^ 1]) + found[1:]
         return self._send(handler, status, headers, found)
 
