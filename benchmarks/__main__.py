@@ -5,7 +5,7 @@ from importlib import import_module
 
 NAMES = (
     "alignment", "encodings", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory", "neighbours",
-    "objects", "planted", "probes", "queries", "reference", "reproduction", "scaling", "statistics", "storage",
+    "objects", "planted", "probes", "queries", "reference", "replay", "reproduction", "scaling", "statistics", "storage",
     "writers",
 )  # fmt: skip
 

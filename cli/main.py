@@ -26,6 +26,7 @@ import neuronlake.cli.merge
 import neuronlake.cli.neighbours
 import neuronlake.cli.plot
 import neuronlake.cli.probe
+import neuronlake.cli.report
 import neuronlake.cli.reproduce
 import neuronlake.cli.serve
 import neuronlake.cli.statistics
@@ -88,6 +89,7 @@ def build_parser() -> Parser:
         neuronlake.cli.export,
         neuronlake.cli.plot,
         neuronlake.cli.serve,
+        neuronlake.cli.report,
         neuronlake.cli.demo,
     ):
         module.add_commands(commands)

@@ -2,6 +2,7 @@
 
 import argparse
 import socket
+import threading
 import webbrowser
 from typing import Any
 
@@ -63,6 +64,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.open:
         webbrowser.open(address)
     hosts = [*options.name, *([] if options.host in _ANYWHERE else [options.host])]
+    threading.Thread(target=shelf.warm_up, daemon=True).start()
     server = uvicorn.Server(uvicorn.Config(create_app(shelf, hosts), log_level="warning", server_header=False))
     try:
         server.run(sockets=[listening])

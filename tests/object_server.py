@@ -217,7 +217,7 @@ class FaultProxy:
             fault == "spoiled"
             and found
             and handler.command == "GET"
-            and ("/c." in handler.path or ".parquet" in handler.path)
+            and any(name in handler.path for name in ("/c.", ".parquet", "/commits/block", "/plan.json", "/record.json"))
         ):
             self._count(fault)
             found = bytes([found[0] ^ 1]) + found[1:]

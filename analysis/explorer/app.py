@@ -16,13 +16,12 @@ from neuronlake.analysis.explorer.neuron import SHOWN as CONTEXTS
 from neuronlake.analysis.explorer.neuron import neuron_page, shaded
 from neuronlake.analysis.explorer.overview import overview
 from neuronlake.analysis.explorer.render import STATIC, render
-from neuronlake.analysis.explorer.shelf import GoneError, NotKeptError, Opened, Shelf
+from neuronlake.analysis.explorer.shelf import DEFAULT_METHOD, GoneError, NotKeptError, Opened, Shelf
 from neuronlake.analysis.explorer.tag import SHOWN as NEURONS
 from neuronlake.analysis.explorer.tag import tag_page
 from neuronlake.analysis.neuron import parse_neuron
 from neuronlake.store.errors import InputError, NeuronlakeError, StorageError
 
-_METHOD = "auroc"
 _Answer = Callable[["Asked"], Response]
 
 
@@ -137,7 +136,7 @@ async def _not_found(_: Request, __: Exception) -> Response:
 
 
 def _overview(asked: Asked) -> Response:
-    return asked.page("overview.html", view=overview(asked.opened, asked.by, asked.text("method") or _METHOD))
+    return asked.page("overview.html", view=overview(asked.opened, asked.by, asked.text("method") or DEFAULT_METHOD))
 
 
 def _tag(asked: Asked) -> Response:
@@ -145,7 +144,7 @@ def _tag(asked: Asked) -> Response:
         asked.opened,
         asked.by,
         asked.needed("tag", "NOUN"),
-        asked.text("method") or _METHOD,
+        asked.text("method") or DEFAULT_METHOD,
         top=asked.number("top", NEURONS) or NEURONS,
         layer=asked.number("layer"),
     )

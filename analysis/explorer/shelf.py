@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from neuronlake.analysis.kept_statistics import kept_labels
 from neuronlake.analysis.rankers import PROBE, RANKERS
 from neuronlake.analysis.ranking import score
 from neuronlake.analysis.statistics import are_kept, compute_statistics
-from neuronlake.store.errors import DamageError, InputError
+from neuronlake.store.errors import DamageError, InputError, NeuronlakeError
 from neuronlake.store.kept import KEPT
 from neuronlake.store.lake import Lake, open_lake
 from neuronlake.store.objects import LakePath, lake_path
@@ -21,6 +22,7 @@ from neuronlake.store.reader import Cache
 
 METHODS = tuple(name for name, ranker in RANKERS.items() if not ranker.also and PROBE not in ranker.needs)
 """Rankings that kept statistics answer without reading activations."""
+DEFAULT_METHOD = "auroc"
 _REMEMBERED = 8  # tables of statistics and scores per lake: 60 MB each for 17 tags of 46,080 neurons
 _LOOK_S = 1.0  # how often a folder is looked at
 _LOOK_REMOTE_S = 60.0  # and an object store
@@ -151,6 +153,16 @@ class Shelf:
                     labels = ()
                 self._open[name, site] = Opened(name=name, lake=lake, labels=labels)
             return self._open[name, site]
+
+    def warm_up(self) -> None:
+        """Load what the first pages take: statistics, and the code that decodes activations."""
+        for name in self.paths:
+            with suppress(NeuronlakeError):  # a page says it
+                opened = self.open(name)
+                opened.lake.read(
+                    layer=opened.lake.layers[0], rows=[opened.lake.blocks[0] * opened.lake.block_rows], neurons=[0]
+                )
+                opened.scores(opened.label(None), DEFAULT_METHOD)
 
     def _look(self, name: str, path: LakePath) -> Any:
         """What changes when a lake changes."""
