@@ -174,6 +174,10 @@ class ObjectPath:
         """Put the object; with `new`, FileExistsError if there is one with other bytes."""
         client.write(self.where, data, new=new)
 
+    def is_conditional(self) -> bool:
+        """Whether `write_bytes` with `new` is sure not to replace an object: known after the first one so written."""
+        return client.is_conditional(self.where)
+
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object; that there is none is no error, as of the stores."""
         del missing_ok
