@@ -63,7 +63,7 @@ def firing(opened: Opened, *, form: str | None = None, where: str | None = None)
 def _compares(lake: Lake) -> bool:
     """Whether statistics of every word are kept, so that `firing_neurons` has nothing to compute and keep."""
     key = StatisticsKey.of(lake, LabelRequest(by=EVERY_WORD, subword="all"), folds=1, basic=True)
-    found = find_kept(lake, key, block_checksums(lake))
+    found = find_kept(lake, key, block_checksums(lake), tidy=False)
     return found is not None and found.blocks == tuple(lake.blocks)
 
 

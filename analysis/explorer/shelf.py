@@ -14,7 +14,7 @@ from neuronlake.analysis.kept_statistics import kept_labels
 from neuronlake.analysis.labels import LabelRequest, check_label
 from neuronlake.analysis.rankers import PROBE, RANKERS
 from neuronlake.analysis.ranking import score
-from neuronlake.analysis.statistics import are_kept, compute_statistics
+from neuronlake.analysis.statistics import kept_statistics
 from neuronlake.store.errors import DamageError, InputError, NeuronlakeError
 from neuronlake.store.kept import KEPT
 from neuronlake.store.lake import Lake, open_lake
@@ -88,12 +88,12 @@ class Opened:
         """
 
         def load() -> xr.Dataset:
-            if not are_kept(self.lake, by):
+            if (found := kept_statistics(self.lake, by)) is None:
                 raise NotKeptError(
                     f"statistics of {by!r} are not kept for all {len(self.lake.blocks)} committed blocks: run "
                     f"`neuronlake rank {self.lake.path} --by {by!r}` once, then reload"
                 )
-            return compute_statistics(self.lake, by)
+            return found
 
         found: xr.Dataset = self.remember(("statistics", by), load)
         return found
