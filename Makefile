@@ -5,7 +5,7 @@ NAMESPACE := build/typing
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: install demo test test-vllm lint bench clean
+.PHONY: install demo docs test test-vllm lint bench clean
 
 install: $(STAMP)
 
@@ -41,6 +41,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(NAMESPACE) $(BIN)/mypy -p neuronlake.store -p neuronlake.extractor -p neuronlake.analysis -p neuronlake.cli
+
+# A warning, such as a link to nowhere, is an error. Nothing is fetched from the network.
+docs: install
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html -d build/doctrees docs build/site
+	@echo build/site/index.html
 
 bench: install
 	$(BIN)/python -m benchmarks all

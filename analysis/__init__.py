@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from neuronlake.analysis.correlation import coactivation
     from neuronlake.analysis.describe import describe_neuron
     from neuronlake.analysis.figure_histogram import neuron_histogram
+    from neuronlake.analysis.figure_style import figure_bytes
     from neuronlake.analysis.figure_volcano import volcano
     from neuronlake.analysis.figures import layer_class_counts, layer_tag_heatmap, tag_bars
     from neuronlake.analysis.firing import firing_neurons, strongest_neurons
     from neuronlake.analysis.key_neurons import choose_key_neurons, hit_scores, key_list, ranker_scores, scores_of
     from neuronlake.analysis.labels import LabelRequest, LabelVector, token_labels
+    from neuronlake.analysis.listings import NeuronDescription, Ranking, TokenList
     from neuronlake.analysis.neuron import neuron_name, parse_neuron
     from neuronlake.analysis.neuron_columns import column_table, write_columns
     from neuronlake.analysis.neuron_neighbours import neighbours
@@ -72,16 +74,19 @@ __all__ = [
     "LakeSource",
     "LinearSVMProbe",
     "LogisticProbe",
+    "NeuronDescription",
     "ProbeResult",
     "ProbeResults",
     "ProbeSettings",
     "Ranker",
+    "Ranking",
     "RidgeProbe",
     "SharedCategories",
     "SparseProbe",
     "Split",
     "StatisticsBuilder",
     "TagListsBuilder",
+    "TokenList",
     "TokensBeyond",
     "activation_hits",
     "benjamini_hochberg",
@@ -94,6 +99,7 @@ __all__ = [
     "compute_statistics",
     "describe_lines",
     "describe_neuron",
+    "figure_bytes",
     "firing_neurons",
     "hit_scores",
     "key_list",
@@ -144,11 +150,13 @@ _HOMES = {
     "correlation": ("coactivation",),
     "describe": ("describe_neuron",),
     "figure_histogram": ("neuron_histogram",),
+    "figure_style": ("figure_bytes",),
     "figure_volcano": ("volcano",),
     "figures": ("layer_class_counts", "layer_tag_heatmap", "tag_bars"),
     "firing": ("firing_neurons", "strongest_neurons"),
     "key_neurons": ("choose_key_neurons", "hit_scores", "key_list", "ranker_scores", "scores_of"),
     "labels": ("LabelRequest", "LabelVector", "token_labels"),
+    "listings": ("NeuronDescription", "Ranking", "TokenList"),
     "neuron": ("neuron_name", "parse_neuron"),
     "neuron_columns": ("column_table", "write_columns"),
     "neuron_neighbours": ("neighbours",),

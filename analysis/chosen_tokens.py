@@ -152,7 +152,10 @@ def locate_rows(lake: Lake, rows: Sequence[int]) -> dict[int, tuple[NDArray[np.i
         When there is no such row, its block is not committed, or it is padding.
     """
     count = lake.plan.blocks * lake.block_rows
-    numbers = np.unique(np.asarray(rows, dtype=np.int64))
+    try:
+        numbers = np.unique(np.asarray(rows, dtype=np.int64))
+    except OverflowError:
+        raise InputError(f"no row {max(rows, key=abs)} in {lake.path}: it has rows 0 to {count - 1}") from None
     wrong = numbers[(numbers < 0) | (numbers >= count)]
     if wrong.size:
         raise InputError(f"no row {wrong[0]} in {lake.path}: it has rows 0 to {count - 1}")

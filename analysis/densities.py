@@ -49,7 +49,7 @@ def tag_densities(lake: Lake, layer: int, neuron: int, by: str, *, bins: int = 6
     """
     check_neuron(lake, layer, neuron)
     key = StatisticsKey.of(lake, LabelRequest(by=by), folds=FOLDS, basic=False)
-    kept = find_kept(lake, key, block_checksums(lake))
+    kept = find_kept(lake, key, block_checksums(lake), tidy=False)
     if kept is None or kept.blocks != tuple(lake.blocks):
         return None
     here = lake.layers.index(layer), neuron

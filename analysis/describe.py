@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 from neuronlake.analysis.chosen_rows import token_mask
 from neuronlake.analysis.labels import MIN_TOKENS, LabelVector, token_labels
+from neuronlake.analysis.listings import NeuronDescription
 from neuronlake.analysis.neuron import check_neuron, neuron_name
 from neuronlake.analysis.queries import top_tokens
 from neuronlake.analysis.ranking import score
@@ -36,7 +37,7 @@ def describe_neuron(
     k: int = 10,
     subword: str = "last",
     shift: int = 0,
-) -> dict[str, Any]:
+) -> NeuronDescription:
     """Describe one neuron from its stored values, the index, and the model's weights where the lake holds them.
 
     Everything is exact: the neuron's column is read once, and nothing else of the activations but blocks that a list of top
@@ -57,9 +58,9 @@ def describe_neuron(
 
     Returns
     -------
-    dict
-        JSON-compatible; what is not defined (of a constant neuron, say) is None. name, layer, neuron, site, lake, model,
-        encoding, versions, and
+    NeuronDescription
+        A dictionary that a notebook shows as tables. JSON-compatible; what is not defined (of a constant neuron, say) is
+        None. name, layer, neuron, site, lake, model, encoding, versions, and
 
         - ``moments``, of all ordinary tokens, labelled or not: see `moments_of`;
         - ``tags``: by, subword, shift, labelled (tokens), dropped (tags of fewer than two tokens), profile (of every tag:
@@ -90,21 +91,23 @@ def describe_neuron(
         raise InputError("the lake holds no token but special ones")
     moments = moments_of(values)
     profile = None if labels is None else tag_profile(column, labels)
-    return {
-        "name": neuron_name(layer, neuron),
-        "layer": layer,
-        "neuron": neuron,
-        "site": source.site,
-        "lake": source.fingerprint,
-        "model": source.spec.model["name"] if isinstance(source, Lake) else None,
-        "encoding": source.encoding,
-        "versions": versions(),
-        "moments": moments,
-        "tags": None if labels is None else {**_of_labels(labels), "profile": profile},
-        "strongest_tag": _strongest(profile),
-        **_tokens(source, layer, neuron, k, by if by in source.label_columns else None),
-        "weights": _weights(source, layer, neuron, k, moments["mean_absolute"]),
-    }
+    return NeuronDescription(
+        {
+            "name": neuron_name(layer, neuron),
+            "layer": layer,
+            "neuron": neuron,
+            "site": source.site,
+            "lake": source.fingerprint,
+            "model": source.spec.model["name"] if isinstance(source, Lake) else None,
+            "encoding": source.encoding,
+            "versions": versions(),
+            "moments": moments,
+            "tags": None if labels is None else {**_of_labels(labels), "profile": profile},
+            "strongest_tag": _strongest(profile),
+            **_tokens(source, layer, neuron, k, by if by in source.label_columns else None),
+            "weights": _weights(source, layer, neuron, k, moments["mean_absolute"]),
+        }
+    )
 
 
 def read_column(source: LakeSource, layer: int, neuron: int) -> NDArray[np.float32]:

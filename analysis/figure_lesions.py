@@ -98,11 +98,12 @@ def lesion_matrix(effects: Sequence[Effect], path: str | Path, *, subtitle: str 
             own = tags.index(effects[row].tag) if row < len(effects) else -1
             for column, value in enumerate(line):
                 star = "★" if column == own and row in starred else ""
+                colour = "black" if value > (low + high) / 2 else "white"
                 if numbers:
-                    colour = "black" if value > (low + high) / 2 else "white"
-                    axes.text(column, row, f"{round(value, 2) + 0.0:.2f}", color=colour, size=6.3, ha="center", va="center")
+                    text = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+                    axes.text(column, row, text, color=colour, size=6.3, ha="center", va="center")
                 if star:
-                    axes.text(column + 0.47, row - 0.45, star, color=LOWER, size=7, ha="right", va="top")
+                    axes.text(column + 0.44, row - 0.42, star, color=colour, size=7, ha="right", va="top")
             if own >= 0:
                 axes.plot(
                     own + np.array([-0.48, 0.48, 0.48, -0.48, -0.48]),

@@ -1,9 +1,10 @@
 """How every picture looks and is saved: one style, text taken literally, the same bytes every time."""
 
 import io
+import tempfile
 import textwrap
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -75,6 +76,41 @@ def check_path(path: str | Path) -> Path:
     return path
 
 
+def figure_bytes(draw: Callable[[Path], object], file_type: str = "svg") -> bytes:
+    """Return a picture as the bytes of its file, for a server or a notebook.
+
+    Parameters
+    ----------
+    draw
+        Draws to the path it is given.
+    file_type
+        ``png``, ``svg`` or ``pdf``.
+
+    Raises
+    ------
+    InputError
+        When the type is another, or `draw` raises it.
+    StorageError
+        When the folder for temporary files cannot be written.
+
+    Examples
+    --------
+    >>> figure_bytes(lambda path: volcano(dataset, path, "NOUN"), "svg")  # doctest: +SKIP
+    """
+    suffix = f".{file_type.lower()}"
+    if suffix not in SUFFIXES:
+        raise InputError(f"unknown type {file_type!r} of a picture: known are {', '.join(known[1:] for known in SUFFIXES)}")
+    # every figure draws to a path, and is a file of some 100 kB: a folder of its own spares them all a second way out
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="neuronlake-")
+    except OSError as error:
+        raise StorageError(f"no folder for temporary files to draw in: {error.strerror or error}") from error
+    with folder as name:
+        path = Path(name) / f"picture{suffix}"
+        draw(path)
+        return path.read_bytes()
+
+
 @contextmanager
 def picture(
     path: Path, *, width: float, height: float, title: str, subtitle: str, notes: Sequence[str] = ()
@@ -123,13 +159,13 @@ def picture(
             figure.text(left, down / total, line, size=_NOTE, va="top", color="#555555").set_in_layout(False)
             down -= _NOTE * _LINE / 72
         yield figure
-        _save(figure, path)
+        _save(figure, path, title)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _save(figure: "Figure", path: Path, title: str) -> None:
     suffix = path.suffix.lower()
     # No date and no random identifiers: the same statistics give the same file.
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
+    metadata = {"Title": title, **{".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})}
     # The layout solver keeps its variables by address, and what it finds differs in the last bits from run to run.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

@@ -274,26 +274,28 @@ def kept_labels(lake: Lake) -> list[str]:
     return sorted(found)
 
 
-def find_kept(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptStatistics | None:
+def find_kept(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str], *, tidy: bool = True) -> KeptStatistics | None:
     """Return the kept result that covers most blocks, all of them unchanged; None if there is none.
 
-    Of that key, or of the same question with more than basic statistics.
+    Of that key, or of the same question with more than basic statistics. With `tidy`, damaged ones are removed: whoever
+    asks makes them again.
     """
     keys = (key, replace(key, basic=False)) if key.basic else (key,)
-    candidates = (_most(lake, each, checksums) for each in keys)
+    candidates = (_most(lake, each, checksums, tidy) for each in keys)
     return max((found for found in candidates if found is not None), key=lambda found: len(found.blocks), default=None)
 
 
-def _most(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str]) -> KeptStatistics | None:
+def _most(lake: Lake, key: StatisticsKey, checksums: Mapping[int, str], tidy: bool) -> KeptStatistics | None:
     best: KeptStatistics | None = None
     for name in kept_results(lake.path):
         if not name.startswith(f"{key.name}-"):
             continue
         try:
             record = kept_record(lake.path, name)
-        except DamageError:  # it is computed again
-            with suppress(StorageError):  # read-only
-                discard(lake.path, name)
+        except DamageError:
+            if tidy:
+                with suppress(StorageError):  # read-only
+                    discard(lake.path, name)
             continue
         covered = {int(block): checksum for block, checksum in record["blocks"].items()}
         if record["key"] != key.as_dict() or any(checksums.get(block) != known for block, known in covered.items()):

@@ -262,6 +262,11 @@ def counted_rows(source: LakeSource, subword: str) -> NDArray[np.bool_]:
     return _counted(source.tokens(), subword)
 
 
+def check_label(source: LakeSource, by: str) -> None:
+    """Raise InputError unless `by` names label columns of the lake or is SQL over them, see `token_labels`."""
+    _read(source, by, None)
+
+
 def labels_key(source: LakeSource, request: LabelRequest) -> dict[str, Any]:
     """Return what a kept result is keyed by: the request and, as ``added``, the label columns that were added later.
 

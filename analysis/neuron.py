@@ -5,7 +5,7 @@ import re
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
 
-_NAME = re.compile(r"L(\d+)\.N(\d+)", re.IGNORECASE)
+_NAME = re.compile(r"L(\d{1,18})\.N(\d{1,18})", re.IGNORECASE)
 
 
 def neuron_name(layer: int, neuron: int) -> str:

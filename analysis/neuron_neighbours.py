@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -29,6 +30,7 @@ def neighbours(
     *,
     by: str = "activation",
     label: str = "upos",
+    statistics: xr.Dataset | None = None,
     candidates: int | None = None,
     scheduler: Any = None,
     progress: _Progress = lambda done, total: None,
@@ -52,6 +54,8 @@ def neighbours(
         - ``weights``: |cosine| of the output vectors, exact search; needs `neuronlake weights`.
     label
         Label of the profile, as for `token_labels`.
+    statistics
+        Of `compute_statistics` for that label, if they are at hand.
     candidates
         Neurons whose correlation is computed; by default 10 per neighbour wanted and 50 more.
     scheduler
@@ -84,7 +88,8 @@ def neighbours(
         similarity = exact_correlations(lake, sketch, [own], few)[0]
         order = np.lexsort((few, -np.abs(similarity)))
     elif by == "profile":
-        few, similarity = _nearest_profiles(lake, own, k, label, scheduler)
+        dataset = compute_statistics(lake, label, scheduler=scheduler) if statistics is None else statistics
+        few, similarity = _nearest_profiles(dataset, own, k, label)
         order = np.lexsort((few, similarity))
     else:
         few, similarity = _nearest_vectors(lake, own, k)
@@ -158,12 +163,9 @@ def _alike(lake: Lake, sketch: Sketch, own: int, count: int) -> NDArray[np.int64
     return others
 
 
-def _nearest_profiles(
-    lake: Lake, own: int, k: int, label: str, scheduler: Any
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _nearest_profiles(dataset: xr.Dataset, own: int, k: int, label: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     import faiss
 
-    dataset = compute_statistics(lake, label, scheduler=scheduler)
     if "auroc" not in dataset:
         raise InputError(f"{label!r} has one tag only: a profile needs two")
     area = dataset["auroc"].transpose("layer", "neuron", "tag").to_numpy()

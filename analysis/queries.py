@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_tokens import Where, eligible_tokens
 from neuronlake.analysis.extremes import Extremes, find_extremes
+from neuronlake.analysis.listings import TokenList
 from neuronlake.analysis.neuron import check_neuron
 from neuronlake.analysis.source import LakeSource
 from neuronlake.store.errors import InputError
@@ -28,7 +29,7 @@ def top_tokens(
     per_document: int | None = None,
     labels: Sequence[str] = (),
     special: bool = False,
-) -> list[dict[str, Any]]:
+) -> TokenList:
     """The k tokens with the largest (or smallest) activation of one neuron.
 
     Exact, whatever the index covers: see `find_extremes`. Equal values are ordered by row.
@@ -55,11 +56,11 @@ def top_tokens(
 
     Returns
     -------
-    list of dict
-        rank (from 1), row, value, token, start, context, document, sentence, special and, if asked for, labels. `start` is
-        where the token begins in the sentence (and its « in the context), in code points; `token` is the
-        text the token covers and `context` its sentence with the token between « and »; a special token has none
-        (``""``) and is flagged, its context is the bare sentence.
+    TokenList
+        A list of dictionaries that a notebook shows as a table: rank (from 1), row, value, token, start, context, document,
+        sentence, special and, if asked for, labels. `start` is where the token begins in the sentence (and its « in the
+        context), in code points; `token` is the text the token covers and `context` its sentence with the token between «
+        and »; a special token has none (``""``) and is flagged, its context is the bare sentence.
 
     Raises
     ------
@@ -98,7 +99,7 @@ def describe_lines(
     lines: NDArray[np.int64],
     values: NDArray[np.float32] | NDArray[np.float64],
     labels: Sequence[str] = (),
-) -> list[dict[str, Any]]:
+) -> TokenList:
     """Text and context of some lines of the token table with their values, see `top_tokens`."""
     places: list[dict[str, Any]] = [{}] * len(lines)
     texts: dict[int, str] = {}
@@ -125,8 +126,8 @@ def _block_text(source: LakeSource, block: int, labels: tuple[str, ...]) -> tupl
 
 def _describe(
     texts: dict[int, str], tokens: list[dict[str, Any]], values: NDArray[np.floating[Any]], labels: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    described = []
+) -> TokenList:
+    described = TokenList()
     for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
         text = texts.get(token["sentence"], "")
         start, end = token["char_start"], token["char_end"]

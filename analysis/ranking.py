@@ -1,12 +1,12 @@
 """Scores and ranking lists, whatever the ranker."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from neuronlake.analysis.contrast import with_rest
+from neuronlake.analysis.listings import Ranking
 from neuronlake.analysis.neuron import neuron_name
 from neuronlake.analysis.rankers import get_ranker
 from neuronlake.store.errors import InputError
@@ -49,7 +49,7 @@ def rank(
     top: int = 10,
     tags: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
-) -> list[dict[str, Any]]:
+) -> Ranking:
     """The strongest neurons of every tag, strongest first; equal ones by layer, then neuron.
 
     Parameters
@@ -67,9 +67,10 @@ def rank(
 
     Returns
     -------
-    list of dict
-        tag, layer, neuron, name, rank (from 1), score, sign, the statistic under the method's name, p and q where
-        defined, mean, mean_rest, count. All values are finite and JSON-compatible.
+    Ranking
+        A list of dictionaries that a notebook shows as a table: tag, layer, neuron, name, rank (from 1), score, sign, the
+        statistic under the method's name, p and q where defined, mean, mean_rest, count. All values are finite and
+        JSON-compatible.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def rank(
 
 def rank_scores(
     scores: xr.Dataset, *, top: int = 10, tags: Sequence[str] | None = None, layers: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
+) -> Ranking:
     """As `rank`, from what `score` gave."""
     if top < 1:
         raise InputError(f"top must be at least 1, got {top}")
@@ -97,7 +98,7 @@ def rank_scores(
     fields = [name for name in (method, "p", "q", "mean", "mean_rest") if name in scores]
     table = {name: scores[name].transpose(*_DIMS).to_numpy() for name in ("score", "sign", *fields)}
     layer_numbers, neurons = scores["layer"].to_numpy(), scores["neuron"].to_numpy()
-    entries = []
+    entries = Ranking()
     for tag in known if tags is None else tags:
         position = known.index(tag)
         # A stable sort of the flat (layer, neuron) order breaks ties as promised; most neurons need no sorting.

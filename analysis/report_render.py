@@ -11,18 +11,23 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1f1f1f; --soft: #5c5c5c; --line: #d9d9d9; --page: #fff; --band: #f5f6f8; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e6; --soft: #a8a8a8; --line: #3d3d3d; --page: #17181a; --band: #202225; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 64rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 68rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 p { max-width: 46rem; } .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; } th.left, td.left { text-align: left; }
+th, td { padding: .25rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { padding-left: 0; }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
+th.left, td.left { text-align: left; }
+table.wide { font-size: .78rem; } .wide th, .wide td { padding: .25rem .3rem; }
 td.long { white-space: normal; overflow-wrap: anywhere; max-width: 36rem; }
 tbody tr:nth-child(even) { background: var(--band); }
 figure { margin: 1.5rem 0; } figcaption { color: var(--soft); font-size: .85rem; max-width: 46rem; }
 img { max-width: 100%; background: #fff; padding: .5rem; border-radius: 4px; box-sizing: border-box; }
+@media print { body { max-width: none; margin: 0; } table, table.wide { font-size: .55rem; } .table { overflow: visible; } }
 """
+_WIDE = 12  # columns: with more, a table is set closer, so that the widest of a study fits a screen of 1,024 pixels
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,17 @@ def _html(block: Block, images: Mapping[str, bytes]) -> str:
         case Grid(columns, rows):
             kinds = ["" if column.startswith(">") else ' class="left"' for column in columns]
             head = "".join(
-                f"<th{kind}>{html.escape(column.removeprefix('>'))}</th>"
+                f'<th scope="col"{kind}>{html.escape(column.removeprefix(">"))}</th>'
                 for kind, column in zip(kinds, columns, strict=True)
             )
             lines = "".join(
                 "<tr>" + "".join(_cell(kind, cell) for kind, cell in zip(kinds, row, strict=True)) + "</tr>\n"
                 for row in rows
             )
-            return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>'
+            # what is still wider than the screen scrolls, by keyboard too
+            wide = ' class="wide"' if len(columns) > _WIDE else ""
+            start = f'<div class="table" tabindex="0"><table{wide}>'
+            return f"{start}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>"
 
 
 def _cell(kind: str, text: str) -> str:

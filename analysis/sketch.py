@@ -9,7 +9,7 @@ eight bits: rounding adds a hundredth of that error.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,7 +85,7 @@ def sketch_neurons(lake: Lake, *, scheduler: Any = None, progress: _Progress = l
     """
     checksums = commit_checksums(lake.path, lake.blocks)
     start = f"{_PREFIX}{lake.site}-"
-    base = next(iter(fitting(Sketch, lake.path.absolute(), start, lake.site, checksums, version=_VERSION, full=True)), None)
+    base = _kept(lake, checksums)
     if base is not None and base.blocks == lake.blocks:
         return base
     missing = [block for block in lake.blocks if base is None or block not in base.blocks]
@@ -156,6 +156,17 @@ def sketch_neurons(lake: Lake, *, scheduler: Any = None, progress: _Progress = l
                 write(place, made)
         publish_instead(lake.path, folder, name, record, start)
     return Sketch(root=lake.path, name=name, record=kept_record(lake.path, name, kept=INDEX))
+
+
+def kept_sketch(lake: Lake) -> Sketch | None:
+    """Return the sketches that the lake keeps if they are of all committed blocks; nothing is read but their record."""
+    found = _kept(lake, commit_checksums(lake.path, lake.blocks))
+    return found if found is not None and found.blocks == lake.blocks else None
+
+
+def _kept(lake: Lake, checksums: Mapping[int, str]) -> Sketch | None:
+    start = f"{_PREFIX}{lake.site}-"
+    return next(iter(fitting(Sketch, lake.path.absolute(), start, lake.site, checksums, version=_VERSION, full=True)), None)
 
 
 def deal(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -175,11 +175,29 @@ def compute_several(
     )  # fmt: skip
 
 
+def kept_statistics(lake: Lake, by: str) -> xr.Dataset | None:
+    """Return what `compute_statistics` gives for a label by default, if it is kept of every committed block, else None.
+
+    Nothing is computed and nothing written.
+    """
+    found = _kept_whole(lake, by)
+    if found is None:
+        return None
+    try:
+        return as_dataset(lake, found.gathered(tuple(lake.layers), lake.layers, by_fold=False), None, basic=False)
+    except KeptDamageError:
+        return None
+
+
 def are_kept(lake: Lake, by: str) -> bool:
-    """Whether the lake keeps what `compute_statistics` gives for a label by default, of every committed block."""
+    """Whether `kept_statistics` would find them; their values are not looked at."""
+    return _kept_whole(lake, by) is not None
+
+
+def _kept_whole(lake: Lake, by: str) -> KeptStatistics | None:
     key = StatisticsKey.of(lake, LabelRequest(by=by), folds=FOLDS, basic=False)
-    found = find_kept(lake, key, block_checksums(lake))
-    return found is not None and found.blocks == tuple(lake.blocks)
+    found = find_kept(lake, key, block_checksums(lake), tidy=False)
+    return found if found is not None and found.blocks == tuple(lake.blocks) else None
 
 
 def statistics_of_labels(

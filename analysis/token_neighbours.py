@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from neuronlake.analysis.chosen_tokens import locate_rows
 from neuronlake.analysis.execute import scan_all
+from neuronlake.analysis.listings import TokenList
 from neuronlake.analysis.queries import describe_lines
 from neuronlake.analysis.sketch import ordinary_rows
 from neuronlake.analysis.source import choose_layers
@@ -35,7 +36,7 @@ def similar_tokens(
     labels: Sequence[str] = (),
     scheduler: Any = None,
     progress: _Progress = lambda done, total: None,
-) -> list[dict[str, Any]]:
+) -> TokenList:
     """Find the tokens whose activation vectors in a layer are most like one token's.
 
     The cosine of vectors whose entries are standardised over all ordinary tokens: else a few neurons with large values would

@@ -9,12 +9,12 @@ no list. Blocks are read in the order of their highest bound until none can hold
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.analysis.chosen_tokens import Where, eligible_tokens, token_documents, within_cap
+from neuronlake.analysis.listings import TokenList
 from neuronlake.analysis.neuron import check_neuron, neuron_name, parse_neuron
 from neuronlake.analysis.queries import describe_lines
 from neuronlake.analysis.source import LakeSource
@@ -76,7 +76,7 @@ def top_tokens_weighted(
     per_document: int | None = None,
     labels: Sequence[str] = (),
     special: bool = False,
-) -> list[dict[str, Any]]:
+) -> TokenList:
     """The k tokens with the largest (or smallest) weighted sum of some neurons.
 
     The sum Σ w·x is of the stored float32 values, in float64, added in the order of `weights`. Exact, whatever the index

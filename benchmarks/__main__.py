@@ -4,9 +4,9 @@ import sys
 from importlib import import_module
 
 NAMES = (
-    "alignment", "encodings", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory", "neighbours",
-    "objects", "peers", "planted", "probes", "queries", "reference", "reproduction", "scaling", "statistics", "storage",
-    "writers",
+    "alignment", "encodings", "explorer", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory",
+    "neighbours", "objects", "peers", "planted", "probes", "queries", "reference", "replay", "reproduction", "scaling",
+    "statistics", "storage", "writers",
 )  # fmt: skip
 
 APART = ("vllm",)  # run by name only: in the environment of `make test-vllm`

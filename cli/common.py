@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neuronlake.store.errors import InputError
+from neuronlake.store.markup import size as size
 from neuronlake.store.objects import LakePath, lake_path
 
 
@@ -79,12 +80,3 @@ def p_value(value: float | None) -> str:
     if value is None:
         return "–"
     return "<1e-300" if value < 1e-300 else f"{value:.1e}"
-
-
-def size(count: float) -> str:
-    """Format bytes in decimal units, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"

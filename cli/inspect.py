@@ -14,6 +14,7 @@ from neuronlake.store import VerifyReport, open_lake, verify
 from neuronlake.store.errors import InputError
 from neuronlake.store.files import sizes_below
 from neuronlake.store.kept import KEPT
+from neuronlake.store.lake_summary import summary
 from neuronlake.store.objects import LakePath
 from neuronlake.store.repair import RepairReport, repair
 
@@ -97,19 +98,13 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         print_json(record)
         return 0
-    files = ", ".join(file["name"] for file in record["corpus"].get("files", [])[:4])
-    counts = record["counts"]
+    about = summary(lake)
     lines = {
-        "model": f"{lake.spec.model['name']} ({lake.spec.model['architecture']}, computed in {lake.spec.capture['dtype']})",
-        "corpus": f"{files}{' …' if len(record['corpus'].get('files', [])) > 4 else ''}, {record['context']} context",
-        "text": ", ".join(f"{counts[name]:,} {name}" for name in ("documents", "sentences", "words"))
-        + f", {counts['tokens']:,} {lake.plan.unit}s",
-        "neurons": f"{len(lake.layers)} layers × {lake.neurons:,} neurons at {lake.site}"
-        + "".join(f", {widths[site]:,} at {site}" for site in lake.sites[1:]),
+        **{name: about[name] for name in ("model", "corpus", "text", "neurons")},
         "stored": f"{size(stored)}, {record['bytes_per_value']:.3f} bytes per value as {lake.encoding}"
         if values
         else "nothing yet",
-        "blocks": f"{len(lake.blocks)} of {lake.plan.blocks} committed, {lake.block_rows:,} rows each",
+        "blocks": about["blocks"],
         "labels": ", ".join(lake.label_columns),
         **({"added": ", ".join(record["label_sets"])} if record["label_sets"] else {}),
         "kept": ", ".join(f"{kept} {size(count)}" for kept, count in record["kept"].items() if count) or "nothing",

@@ -34,7 +34,7 @@ def add_commands(commands: Any) -> None:
         "set key neurons to zero, their mean or a value in the live model, and measure how it predicts the next word",
         "neuronlake lesion my.lake --model HuggingFaceTB/SmolLM2-135M --by upos --method auroc -k 200\n"
         "neuronlake lesion train.lake --on dev.lake --model ./model -k 200 --tags NOUN VERB --out lesions\n"
-        "neuronlake lesion my.lake --model ./model --neurons key.json --do mean --doses 10 30 100 300 --out lesions\n"
+        "neuronlake lesion my.lake --model ./model --neurons key.json --do mean --doses 10,30,100,300 --out lesions\n"
         "neuronlake lesion my.lake --model ./model -k 100 --per-layer --do clamp --value 0.5 --json",
     )
     add_lake(parser)

@@ -1,10 +1,13 @@
 """`neuronlake serve`: lakes in the browser."""
 
 import argparse
+import errno
 import socket
 import threading
 import webbrowser
 from typing import Any
+
+from rich.markup import escape
 
 from neuronlake.cli.common import add_command, lake_argument, messages
 from neuronlake.store.errors import InputError
@@ -49,7 +52,9 @@ def _serve(options: argparse.Namespace) -> int:
 
         from neuronlake.analysis.explorer.app import create_app
     except ModuleNotFoundError as error:
-        raise InputError(f"serve needs the package {error.name}: pip install 'neuronlake[explore]'") from None
+        raise InputError(
+            f"serve needs the package {str(error.name).partition('.')[0]}: pip install 'neuronlake[explore]'"
+        ) from None
     from neuronlake.analysis.explorer.shelf import Shelf
 
     shelf = Shelf(options.lakes)
@@ -58,16 +63,17 @@ def _serve(options: argparse.Namespace) -> int:
     shown = "127.0.0.1" if options.host in _ANYWHERE else options.host
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
     console = messages()
-    console.print(f"{', '.join(map(str, shelf.paths.values()))}: [bold]{address}[/bold]   (Ctrl-C ends)")
+    lakes = escape(", ".join(map(str, shelf.paths.values())))
     if options.host not in ("127.0.0.1", "localhost", "::1"):
         console.print("[yellow]note:[/yellow] there is no password: whoever reaches this address can read the lakes")
+    console.print(f"{lakes}: [bold]{escape(address)}[/bold]   (Ctrl-C ends)")
     if options.open:
         webbrowser.open(address)
     hosts = [*options.name, *([] if options.host in _ANYWHERE else [options.host])]
     threading.Thread(target=shelf.warm_up, daemon=True).start()
-    server = uvicorn.Server(uvicorn.Config(create_app(shelf, hosts), log_level="warning", server_header=False))
+    config = uvicorn.Config(create_app(shelf, hosts), log_level="warning", server_header=False, ws="none")
     try:
-        server.run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
         pass  # that is how it ends
     finally:
@@ -81,15 +87,14 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:  # a label that is too long for a name
+        raise InputError(f"cannot listen on {host}: {getattr(error, 'strerror', None) or error}") from None
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(address)
         listening.listen()
     except OSError as error:
         listening.close()
-        raise InputError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; try --port 0 for a free one"
-        ) from None
+        hint = "; try --port 0 for a free one" if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
+        raise InputError(f"cannot listen on {host}, port {port}: {error.strerror or error}{hint}") from None
     return listening

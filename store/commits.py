@@ -5,21 +5,25 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+import xxhash
 
 import neuronlake.store.layout as layout
 from neuronlake.store.errors import DamageError, StorageError
 from neuronlake.store.files import (
     FileRecord,
+    checksum_found,
     file_checksum,
     make_folder,
     read_error,
+    read_sealed,
+    read_sealed_bytes,
     seal,
     storage_error,
     sync_ancestors,
     sync_folder,
-    unseal,
     write_file,
 )
 from neuronlake.store.objects import LakePath, ObjectPath
@@ -108,37 +112,51 @@ def publish_commit(root: LakePath, commit: Commit, data: bytes) -> bool:
             return read_commit(root, commit.block).files == commit.files
         write_file(root, path, [data])
     sync_folder(folder)
+    if isinstance(root, ObjectPath) and not root.is_conditional():
+        # Another's files may have replaced some of ours since. Whoever looks last sees what stays: both have put all files
+        # before either put a record.
+        if _overtakes(root, commit, look=True):
+            write_file(root, path, [data])
+            return True
+        return read_commit(root, commit.block).files == commit.files
     return True
 
 
-def _overtakes(root: LakePath, commit: Commit) -> bool:
+def _overtakes(root: LakePath, commit: Commit, *, look: bool = False) -> bool:
     """Whether a block that another process has committed meanwhile is to have this record instead.
 
-    Both have put all their files in place by now, each file at once. Mostly they are the same; if not, they are compared.
+    Both have put all their files in place by now, each file at once. Mostly they are the same; if not, or with `look`, they
+    are compared with the records.
     """
+    other: Commit | None = None
     try:
         other = read_commit(root, commit.block)
     except DamageError:
-        return True
-    if other.files == commit.files:
+        if not look:
+            return True
+    if other is not None and other.files == commit.files and not look:
         return False
-    found = {}
-    for path in {file.path for file in (*commit.files, *other.files)}:
-        with contextlib.suppress(FileNotFoundError):
-            found[path] = file_checksum(root / path)
 
     def whole(files: tuple[FileRecord, ...]) -> bool:
-        return all(found.get(file.path) == (file.bytes, file.xxh3) for file in files)
+        with contextlib.suppress(FileNotFoundError):
+            expected = {file.path: (file.bytes, file.xxh3) for file in files}
+            return all(checksum_found(root / path, what) == what for path, what in expected.items())
+        return False
 
-    if whole(other.files):
+    if other is not None and whole(other.files):
         return False
     if whole(commit.files):
         return True
     record = root / layout.commit_path(commit.block)
     record.unlink(missing_ok=True)
     sync_folder(record.parent)
-    raise StorageError(
-        f"block {commit.block} of {root} was extracted by two processes at once, on other processors or with other library "
+    raise mixed(root, commit.block)
+
+
+def mixed(root: LakePath, block: int) -> StorageError:
+    """Return what to raise of a block whose record is withdrawn, by this process or another one."""
+    return StorageError(
+        f"block {block} of {root} was extracted by two processes at once, on other processors or with other library "
         "versions, and their files are mixed: it is not committed; run the same command again"
     )
 
@@ -164,7 +182,12 @@ def settle_commits(root: LakePath) -> None:
 
 def commit_checksum(root: LakePath, block: int) -> str:
     """Checksum of a committed block's record, which holds those of its files: what a result of the block is tied to."""
-    return file_checksum(root / layout.commit_path(block))[1]
+    path = root / layout.commit_path(block)
+    if isinstance(path, Path):
+        return file_checksum(path)[1]
+    with contextlib.suppress(DamageError):
+        return xxhash.xxh3_64_hexdigest(read_sealed_bytes(path)[0])
+    return file_checksum(path)[1]  # it is damaged there, not on its way
 
 
 def commit_checksums(root: LakePath, blocks: Iterable[int]) -> dict[int, str]:
@@ -218,7 +241,7 @@ def read_commit(root: LakePath, block: int) -> Commit:
     """
     path = root / layout.commit_path(block)
     try:
-        record = unseal(path.read_bytes(), str(path))
+        record = read_sealed(path)
     except FileNotFoundError:
         raise DamageError(f"{path} is missing") from None
     except OSError as error:

@@ -14,7 +14,7 @@ import neuronlake.store.layout as layout
 from neuronlake.store.commits import Commit, committed_blocks, publish_commit, read_commit, settle_commits
 from neuronlake.store.create import read_spec, remove_temporary
 from neuronlake.store.errors import InputError
-from neuronlake.store.files import FileRecord, seal, stale_temporaries, sync_folder
+from neuronlake.store.files import FileRecord, read_sealed_bytes, seal, stale_temporaries, sync_folder
 from neuronlake.store.kept import INDEX, KEPT
 from neuronlake.store.label_sets import LABELS
 from neuronlake.store.lake import Lake, open_lake
@@ -154,7 +154,7 @@ class BlockCopy:
     @classmethod
     def of(cls, lake: Lake, commit: Commit) -> "BlockCopy":
         """Return the copy of a block that keeps its number."""
-        data = (lake.path / layout.commit_path(commit.block)).read_bytes()
+        data, _ = read_sealed_bytes(lake.path / layout.commit_path(commit.block))
         return cls(source=lake.path, commit=commit, data=data)
 
     def origin(self, file: FileRecord) -> FileRecord:

@@ -17,7 +17,7 @@ import xxhash
 
 from neuronlake.store.direct import DirectFile
 from neuronlake.store.errors import DamageError, StorageError
-from neuronlake.store.objects import LakePath, ObjectPath
+from neuronlake.store.objects import LakePath, ObjectPath, read_until_right
 
 _TEMPORARY = ".tmp"
 _ours: set[str] = set()  # names of the temporary files that this process is writing now
@@ -239,13 +239,24 @@ def file_checksum(path: LakePath) -> tuple[int, str]:
 
 
 def checksum_found(path: LakePath, expected: tuple[int, str]) -> tuple[int, str]:
-    """As `file_checksum`; an object that is not as expected is read once more: what a network spoils may come right then."""
-    found = file_checksum(path)
-    return file_checksum(path) if isinstance(path, ObjectPath) and found != expected else found
+    """As `file_checksum`; an object that is not as expected is read again, see `read_until_right`."""
+    if not isinstance(path, ObjectPath):
+        return file_checksum(path)
+    found = expected
+
+    def read() -> None:
+        nonlocal found
+        found = file_checksum(path)
+        if found != expected:
+            raise DamageError(str(path))
+
+    with contextlib.suppress(DamageError):
+        read_until_right(read)
+    return found
 
 
 def read_checked(root: LakePath, record: FileRecord) -> bytes:
-    """Return a small file's bytes after comparing them with their record; an object that differs is read once more.
+    """Return a small file's bytes after comparing them with their record; an object that differs is read again.
 
     Raises
     ------
@@ -254,16 +265,19 @@ def read_checked(root: LakePath, record: FileRecord) -> bytes:
     StorageError
         When the file system refuses.
     """
-    for _ in range(1 if isinstance(root, Path) else 2):  # what a network spoils may come right the second time
+
+    def read() -> bytes:
         try:
             data = (root / record.path).read_bytes()
         except FileNotFoundError:
             raise DamageError(f"{root / record.path} is missing; run `neuronlake verify` to list the damage") from None
         except OSError as error:
             raise read_error(error, root / record.path) from error
-        if len(data) == record.bytes and xxhash.xxh3_64_hexdigest(data) == record.xxh3:
-            return data
-    raise DamageError(f"{root / record.path} does not match its checksum; run `neuronlake verify --full`")
+        if len(data) != record.bytes or xxhash.xxh3_64_hexdigest(data) != record.xxh3:
+            raise DamageError(f"{root / record.path} does not match its checksum; run `neuronlake verify --full`")
+        return data
+
+    return read() if isinstance(root, Path) else read_until_right(read)
 
 
 def sizes_below(folder: LakePath) -> dict[str, int]:
@@ -291,6 +305,30 @@ def seal(record: dict[str, Any]) -> bytes:
     if "crc32c" in record:
         raise ValueError("a record to be sealed has no crc32c yet")
     return _dump({**record, "crc32c": _seal_of(record)})
+
+
+def read_sealed(path: LakePath) -> dict[str, Any]:
+    """Read a record that `seal` made; an object that does not fit its checksum is read again.
+
+    Raises
+    ------
+    DamageError
+        When it is not as it was sealed.
+    OSError
+        As reading does.
+    """
+
+    return read_sealed_bytes(path)[1]
+
+
+def read_sealed_bytes(path: LakePath) -> tuple[bytes, dict[str, Any]]:
+    """As `read_sealed`, with the bytes."""
+
+    def read() -> tuple[bytes, dict[str, Any]]:
+        data = path.read_bytes()
+        return data, unseal(data, str(path))
+
+    return read() if isinstance(path, Path) else read_until_right(read)
 
 
 def unseal(data: bytes, what: str) -> dict[str, Any]:

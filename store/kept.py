@@ -22,13 +22,13 @@ from neuronlake.store.files import (
     checksum_found,
     file_checksum,
     read_error,
+    read_sealed,
     remove_folder,
     seal,
     sizes_below,
     storage_error,
     sync_folder,
     temporary_name,
-    unseal,
     write_plain,
 )
 from neuronlake.store.objects import LakePath, ObjectPath
@@ -214,7 +214,7 @@ def kept_record(root: LakePath, name: str, *, kept: str = STATISTICS, full: bool
     folder = root / kept / name
     path = folder / RECORD
     try:
-        record = unseal(path.read_bytes(), str(path))
+        record = read_sealed(path)
     except StorageError:  # that nobody can read it now does not mean that it is damaged
         raise
     except OSError as error:

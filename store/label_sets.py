@@ -16,7 +16,7 @@ import xxhash
 
 import neuronlake.store.layout as layout
 from neuronlake.store.errors import DamageError, InputError
-from neuronlake.store.files import FileRecord, read_checked, read_error, unseal
+from neuronlake.store.files import FileRecord, read_checked, read_error, read_sealed_bytes
 from neuronlake.store.kept import RECORD, discard, kept_record, kept_results
 from neuronlake.store.lock import writing
 from neuronlake.store.objects import LakePath
@@ -169,18 +169,16 @@ def read_label_sets(root: LakePath, plan: PlanRecord) -> tuple[LabelSet, ...]:
     for name in label_set_names(root):
         path = root / LABELS / name / RECORD
         try:
-            data = path.read_bytes()
+            data, record = read_sealed_bytes(path)
+            check_plan(root, plan, record, str(path))
+        except DamageError as error:
+            raise DamageError(f"{error}; {_advice(root, name)}") from None
         except FileNotFoundError:
             if not path.parent.exists():  # removed meanwhile
                 continue
             raise DamageError(f"{path} is missing; {_advice(root, name)}") from None
         except OSError as error:
             raise read_error(error, path) from error
-        try:
-            record = unseal(data, str(path))
-            check_plan(root, plan, record, str(path))
-        except DamageError as error:
-            raise DamageError(f"{error}; {_advice(root, name)}") from None
         found.append(LabelSet(root=root, name=name, identity=xxhash.xxh3_64_hexdigest(data), record=record))
     return tuple(found)
 

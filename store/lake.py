@@ -94,10 +94,14 @@ class Lake:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return (
-            f"<Lake {self.path}: {len(self.layers)} layers × {self.neurons} neurons of {self.site}, "
-            f"{len(self.blocks)} of {self.plan.blocks} blocks committed, {self.encoding}>"
-        )
+        from neuronlake.store.lake_summary import lake_text
+
+        return lake_text(self)
+
+    def _repr_html_(self) -> str:
+        from neuronlake.store.lake_summary import lake_html
+
+        return lake_html(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What a worker in another process needs; it opens the files itself.

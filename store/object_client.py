@@ -46,6 +46,8 @@ _TRY_AGAIN = (408, 429)
 _NOT_OFFERED = (405, 501)
 
 _Result = TypeVar("_Result")
+_conditional: dict[tuple[str, str], bool] = {}
+"""Scheme and bucket → whether its store honours conditions, as far as this process has found out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,8 @@ def write(where: "Where", data: bytes, *, new: bool = False) -> None:
     Parameters
     ----------
     new
-        Only if there is none, or one with the same bytes. Stores that do not offer conditions are asked before.
+        Only if there is none, or one with the same bytes. Stores that offer no conditions, or take no notice of them, are
+        asked before: see `is_conditional`.
 
     Raises
     ------
@@ -191,16 +194,29 @@ def write(where: "Where", data: bytes, *, new: bool = False) -> None:
 
     if not new:
         return _asked(lambda: ask("overwrite"), where, "write")
-    try:
-        return _asked(lambda: ask("create"), where, "write")
-    except FileExistsError:  # perhaps our own: a request may succeed and its answer be lost
-        if differs():
-            raise
-    except NotImplementedError:
-        if differs():
-            raise _exists(where) from None
-        _asked(lambda: ask("overwrite"), where, "write")
-    return None
+    store = where.scheme, where.bucket
+    if is_conditional(where):
+        try:
+            _asked(lambda: ask("create"), where, "write")
+            if store not in _conditional:  # once more: must be refused now, and harms nothing if it is not
+                _asked(lambda: ask("create"), where, "write")
+                _conditional[store] = False
+            return None
+        except FileExistsError:  # perhaps our own: a request may succeed and its answer be lost
+            _conditional[store] = True
+            if differs():
+                raise
+            return None
+        except NotImplementedError:
+            _conditional[store] = False
+    if differs():
+        raise _exists(where)
+    return _asked(lambda: ask("overwrite"), where, "write")
+
+
+def is_conditional(where: "Where") -> bool:
+    """Whether `write` can rely on conditions in this bucket: known after the first object that was to be new."""
+    return _conditional.get((where.scheme, where.bucket), True)
 
 
 def delete(where: "Where") -> None:

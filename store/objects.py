@@ -7,18 +7,30 @@ works with both. Writing goes through `neuronlake.store.files` and `neuronlake.s
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import neuronlake.store.object_client as client
-from neuronlake.store.errors import InputError
+from neuronlake.store.errors import DamageError, InputError
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<rest>/.*)", re.DOTALL)
+_READS = 4  # of bytes that do not fit their checksum
+_Result = TypeVar("_Result")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+
+
+def read_until_right(read: Callable[[], _Result]) -> _Result:
+    """Call what reads an object and checks it, again while it raises DamageError: what a network spoils comes right."""
+    for _ in range(_READS - 1):
+        try:
+            return read()
+        except DamageError:
+            continue
+    return read()
 
 
 class ObjectStat(NamedTuple):
@@ -161,6 +173,10 @@ class ObjectPath:
     def write_bytes(self, data: bytes, *, new: bool = False) -> None:
         """Put the object; with `new`, FileExistsError if there is one with other bytes."""
         client.write(self.where, data, new=new)
+
+    def is_conditional(self) -> bool:
+        """Whether `write_bytes` with `new` is sure not to replace an object: known after the first one so written."""
+        return client.is_conditional(self.where)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object; that there is none is no error, as of the stores."""

@@ -21,11 +21,11 @@ from neuronlake.store.errors import DamageError, InputError, StorageError
 from neuronlake.store.files import (
     FileRecord,
     checksum_found,
+    read_sealed,
     seal,
     storage_error,
     sync_ancestors,
     sync_folder,
-    unseal,
     write_file,
 )
 from neuronlake.store.objects import LakePath, ObjectPath
@@ -154,14 +154,13 @@ def read_plan_record(root: LakePath, path: str = layout.PLAN_RECORD) -> PlanReco
     """
     where = root / path
     try:
-        data = where.read_bytes()
+        record = read_sealed(where)
     except FileNotFoundError:
         return None
     except StorageError:
         raise
     except OSError as error:
         raise InputError(f"could not read {where}: {error.strerror}") from None
-    record = unseal(data, str(where))
     try:
         return PlanRecord(
             fingerprint=record["fingerprint"],
@@ -186,7 +185,7 @@ def write_dropped(root: LakePath, fingerprint: str, sites: Iterable[str]) -> Non
 def read_dropped(root: LakePath, fingerprint: str) -> tuple[str, ...]:
     """Return the sites that the second copy says were dropped; none where it is missing, damaged or another lake's."""
     try:
-        record = unseal((root / DROPPED).read_bytes(), str(root / DROPPED))
+        record = read_sealed(root / DROPPED)
     except (FileNotFoundError, DamageError):
         return ()
     return tuple(record["dropped"]) if record.get("fingerprint") == fingerprint else ()

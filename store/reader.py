@@ -150,10 +150,7 @@ class ShardReader:
         offset, length, what = int(place[0]), int(place[1]), f"{path} chunk {chunk}"
         if isinstance(file, int):
             return self.encoding.decompress(self._read(file, offset, length, path), out, what)
-        try:
-            return self.encoding.decompress(file.read(offset, length), out, what)
-        except DamageError:  # what a network spoils may come right the second time
-            return self.encoding.decompress(file.read_again(offset, length), out, what)
+        return file.read(offset, length, lambda data: self.encoding.decompress(data, out, what))
 
     def _fetch(self, where: ObjectPath, layer: int, block: int, chunks: Sequence[int]) -> RemoteShard:
         """Fetch a shard's index, and chunks; of a quantised encoding their scales, too."""
@@ -198,10 +195,7 @@ class ShardReader:
                 remote.fetch_index(chunks=len(self._layers))
             index = self._indexes.get(block, lambda: remote.index)
             offset, length = int(index[position, 0]), int(index[position, 1])
-            try:
-                return check(remote.read(offset, length), what)
-            except DamageError:
-                return check(remote.read_again(offset, length), what)
+            return remote.read(offset, length, lambda data: check(data, what))
         except FileNotFoundError:
             raise _missing(str(where)) from None
 

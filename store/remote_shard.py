@@ -1,14 +1,16 @@
 """A shard in an object store: its index, and of its chunks those that are wanted, neighbours by one request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.store.errors import DamageError
-from neuronlake.store.objects import ObjectPath
+from neuronlake.store.objects import ObjectPath, read_until_right
 from neuronlake.store.shard import index_bytes, parse_index
 
+_Result = TypeVar("_Result")
 _TAIL_BYTES = 1 << 15  # 32 KiB: asked for with the index, since small shards are no larger
 
 
@@ -38,28 +40,25 @@ class RemoteShard:
         return self.known
 
     def fetch_whole(self, *, chunks: int) -> None:
-        """Fetch everything, index included; an index that does not fit is read once more."""
-        data = self._path.read_bytes()
-        try:
-            self._parse(data[-index_bytes(chunks) :], chunks, len(data))
-        except DamageError:
+        """Fetch everything, index included."""
+
+        def fetch() -> bytes:
             data = self._path.read_bytes()
             self._parse(data[-index_bytes(chunks) :], chunks, len(data))
-        self._here.append((0, data))
+            return data
+
+        self._here.append((0, read_until_right(fetch)))
 
     def fetch_index(self, *, chunks: int) -> None:
-        """Fetch the index, with what lies before it, by one request; if it does not fit, once more."""
+        """Fetch the index, with what lies before it, by one request."""
         wanted = index_bytes(chunks)
-        for last in (False, True):
+
+        def fetch() -> tuple[int, bytes]:
             size, data = self._path.read_end(max(wanted, _TAIL_BYTES))
-            try:
-                self._parse(data[-wanted:], chunks, size)
-            except DamageError:
-                if last:
-                    raise
-                continue
-            self._here.append((size - len(data), data))
-            return
+            self._parse(data[-wanted:], chunks, size)
+            return size - len(data), data
+
+        self._here.append(read_until_right(fetch))
 
     def fetch_chunks(self, chunks: Sequence[int]) -> None:
         """Fetch some chunks, as far as they are not here."""
@@ -67,14 +66,15 @@ class RemoteShard:
             if self._find(first, last - first) is None:
                 self._here.append((first, self._path.read_range(first, last - first)))
 
-    def read(self, offset: int, length: int) -> NDArray[np.uint8]:
-        """Return bytes, uint8 (length,)."""
-        found = self._find(offset, length)
-        return self.read_again(offset, length) if found is None else found
-
-    def read_again(self, offset: int, length: int) -> NDArray[np.uint8]:
-        """Return bytes from the store, whatever is here."""
-        return np.frombuffer(self._path.read_range(offset, length), dtype=np.uint8)
+    def read(self, offset: int, length: int, decode: Callable[[NDArray[np.uint8]], _Result]) -> _Result:
+        """Return what `decode` makes of bytes, uint8 (length,); while it raises DamageError they are read again."""
+        here = self._find(offset, length)
+        if here is not None:
+            try:
+                return decode(here)
+            except DamageError:
+                pass
+        return read_until_right(lambda: decode(np.frombuffer(self._path.read_range(offset, length), dtype=np.uint8)))
 
     def _find(self, offset: int, length: int) -> NDArray[np.uint8] | None:
         for first, data in self._here:

@@ -11,10 +11,11 @@ from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.files import (
     FileRecord,
     file_checksum,
+    read_sealed,
+    read_sealed_bytes,
     sizes_below,
     storage_error,
     sync_folder,
-    unseal,
     write_file,
 )
 from neuronlake.store.kept import RECORD, discard, kept_results, staging
@@ -49,8 +50,7 @@ def copy_results(source: LakePath, target: LakePath, kinds: Iterable[str], done:
         for name in kept_results(source, kept=kind):
             what = f"{kind}/{name}"
             try:
-                data = (source / kind / name / RECORD).read_bytes()
-                record = unseal(data, str(source / kind / name / RECORD))
+                data, record = read_sealed_bytes(source / kind / name / RECORD)
                 if kind != LABELS and (reason := _other_blocks(record, checksums)):
                     left.append(f"{what}: {reason}")
                     continue
@@ -119,7 +119,7 @@ def _unlisted(folder: LakePath, record: Mapping[str, Any]) -> list[FileRecord]:
         if path.endswith(f"/{RECORD}"):
             size, checksum = file_checksum(folder / path)
             above = path.removesuffix(RECORD)
-            part = unseal((folder / path).read_bytes(), str(folder / path))
+            part = read_sealed(folder / path)
             found |= {
                 above + file.path: FileRecord(path=above + file.path, bytes=file.bytes, xxh3=file.xxh3)
                 for file in _listed(part)

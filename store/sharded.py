@@ -170,10 +170,7 @@ class ShardedArray:
 
     def _decode_remote(self, shard: RemoteShard, chunk: int, what: str) -> NDArray[Any]:
         offset, length = (int(part) for part in shard.index[chunk])
-        try:
-            return self._decode(shard.read(offset, length), what)
-        except DamageError:  # what a network spoils may come right the second time
-            return self._decode(shard.read_again(offset, length), what)
+        return shard.read(offset, length, lambda data: self._decode(data, what))
 
     def _decode(self, data: bytes | NDArray[np.uint8], what: str) -> NDArray[Any]:
         packed = check(np.frombuffer(data, dtype=np.uint8), what)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import neuronlake.store.layout as layout
 from neuronlake.store.buffer import BlockBuffer
-from neuronlake.store.commits import Commit, commit_checksum, write_commit
+from neuronlake.store.commits import Commit, commit_checksum, mixed, write_commit
 from neuronlake.store.encodings import checksum, get_encoding
 from neuronlake.store.errors import StorageError
 from neuronlake.store.files import FileRecord, StagedFile, StagedObject, stage, sync_folder
@@ -239,7 +239,10 @@ class BlockWriter:
             self._keep_index(block, indexer)
 
     def _keep_index(self, block: int, indexer: BlockIndexer) -> None:
-        self._checksums[block] = commit_checksum(self._root, block)
+        try:
+            self._checksums[block] = commit_checksum(self._root, block)
+        except FileNotFoundError:
+            raise mixed(self._root, block) from None
         for site, found in indexer.finish().items():
             keep_block(self._root, site, block, found)
             merge_many(self._root, site, self._checksums)

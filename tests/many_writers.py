@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import socket
 import time
@@ -16,7 +15,10 @@ from typing import Any
 from forks import ForkServer
 
 from neuronlake.store import InputError, open_lake, repair, verify
+from neuronlake.store.commits import committed_blocks
+from neuronlake.store.files import remove_folder, sizes_below
 from neuronlake.store.kept import STATISTICS, kept_record, kept_results
+from neuronlake.store.objects import LakePath
 
 # Forked from a process that has everything imported and compiled: a run is then a second, not ten.
 PREPARATION = """
@@ -34,6 +36,7 @@ def no_locks(*_):
 def work(request):
     log = os.open(request.get("log", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
+    os.environ.update(request.get("environment", {}))
     torch.set_num_threads(1)  # a model this small only waits for its other threads
     if not request.get("locks", True):
         fcntl.flock = no_locks
@@ -115,16 +118,12 @@ def assert_ended_well(process: Process, status: int, allowed: Sequence[int] = (0
         raise AssertionError(f"a process ended with status {status}: {process.request['arguments']}\n{said}")
 
 
-def contents(root: Path) -> dict[str, bytes]:
+def contents(root: LakePath) -> dict[str, bytes]:
     """Path → bytes of every file, without statistics: their last bits depend on what was added up together."""
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and path.relative_to(root).parts[0] != STATISTICS
-    }
+    return {path: (root / path).read_bytes() for path in sizes_below(root) if path.partition("/")[0] != STATISTICS}
 
 
-def assert_same(root: Path, expected: dict[str, bytes]) -> None:
+def assert_same(root: LakePath, expected: dict[str, bytes]) -> None:
     """Assert that a lake is, file for file, the one that a single process makes, and statistics are of all its blocks."""
     found = contents(root)
     odd = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
@@ -133,7 +132,7 @@ def assert_same(root: Path, expected: dict[str, bytes]) -> None:
         assert len(kept_record(root, name, full=True)["blocks"]) == open_lake(root).plan.blocks
 
 
-def assert_whole(root: Path) -> None:
+def assert_whole(root: LakePath) -> None:
     """Assert that every committed byte is right, whatever is being written beside it."""
     try:
         report = verify(root, full=True)
@@ -146,8 +145,8 @@ def assert_whole(root: Path) -> None:
 
 def kill_at_random(
     processes: list[Process],
-    make_root: Callable[[int], Path],
-    arguments: Callable[[Path], list[str]],
+    make_root: Callable[[int], LakePath],
+    arguments: Callable[[LakePath], list[str]],
     expected: dict[str, bytes],
     *,
     rounds: int,
@@ -190,7 +189,7 @@ def kill_at_random(
             if status == -signal.SIGKILL:
                 counts["kills"] += 1
                 counts["of clients" if workers and victim in processes else "of workers"] += 1
-                counts["with committed blocks"] += any((root / "commits").glob("block-*.json"))
+                counts["with committed blocks"] += bool(committed_blocks(root))
             assert_whole(root)
             victim.start()
         for process in processes:
@@ -204,7 +203,7 @@ def kill_at_random(
         assert (after.damage, after.leftovers, after.unknown_files) == ([], [], [])
         assert_same(root, expected)
         counts["lakes"] += 1
-        shutil.rmtree(root)
+        remove_folder(root)
     return counts
 
 
@@ -215,10 +214,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_cluster(harness: Harness, workers: int) -> tuple[str, list[Process]]:
+def start_cluster(harness: Harness, workers: int, **more: Any) -> tuple[str, list[Process]]:
     """Start a scheduler and workers; return its address and the workers."""
     _, address = start_scheduler(harness)
-    return address, start_workers(harness, address, workers)
+    return address, start_workers(harness, address, workers, **more)
 
 
 def start_scheduler(harness: Harness) -> tuple[Process, str]:
@@ -229,9 +228,9 @@ def start_scheduler(harness: Harness) -> tuple[Process, str]:
     return scheduler, address
 
 
-def start_workers(harness: Harness, address: str, count: int) -> list[Process]:
+def start_workers(harness: Harness, address: str, count: int, **more: Any) -> list[Process]:
     """Start workers of one thread each."""
-    workers = [harness.process(worker_arguments(address, harness.folder), program="worker") for _ in range(count)]
+    workers = [harness.process(worker_arguments(address, harness.folder), program="worker", **more) for _ in range(count)]
     for worker in workers:
         worker.start()
     return workers

@@ -16,7 +16,7 @@ from scipy import stats
 
 from neuronlake.analysis import layer_tag_heatmap, rank, score
 from neuronlake.analysis.figure_histogram import _Axis, neuron_histogram
-from neuronlake.analysis.figure_style import describe, plain, robust_limit
+from neuronlake.analysis.figure_style import describe, figure_bytes, plain, robust_limit
 from neuronlake.analysis.figure_volcano import _spread, volcano
 from neuronlake.analysis.figures import layer_class_counts, tag_bars
 from neuronlake.store.errors import InputError, StorageError
@@ -82,6 +82,38 @@ def test_the_same_statistics_give_the_same_file(tmp_path: Path, kind: str, suffi
     first, second = (DRAW[kind](dataset, tmp_path / f"{name}.{suffix}") for name in "ab")
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml", b"%PDF-")
+
+
+@pytest.mark.parametrize("kind", DRAW)
+def test_bytes_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
+    dataset = make_dataset(UPOS[:3], 3, 5)
+    for file_type in ("svg", "PNG") if kind == "heatmap" else ("svg",):
+        path = DRAW[kind](dataset, tmp_path / f"a.{file_type.lower()}")
+        assert figure_bytes(lambda path: DRAW[kind](dataset, path), file_type) == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", DRAW)
+def test_files_have_a_title(tmp_path: Path, kind: str) -> None:
+    dataset = make_dataset(ODD[:3], 3, 5)
+    path = DRAW[kind](dataset, tmp_path / "a.svg")
+    title = ElementTree.parse(path).findtext("{http://www.w3.org/2000/svg}title")
+    assert title in texts(path)
+    if kind == "volcano":  # the tag is PRP$
+        assert title == "PRP$ against the rest: cohen_d of 15 neurons"
+
+
+def test_no_bytes_and_no_file_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(UPOS[:3], 3, 5)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert figure_bytes(lambda path: volcano(dataset, path, "ADJ"), "pdf")[:5] == b"%PDF-"
+    with pytest.raises(InputError, match="unknown type 'gif' of a picture: known are png, svg, pdf"):
+        figure_bytes(lambda path: volcano(dataset, path, "ADJ"), "gif")
+    with pytest.raises(InputError, match="unknown tag 'NOPE'"):
+        figure_bytes(lambda path: volcano(dataset, path, "NOPE"))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StorageError, match="no folder for temporary files"):
+        figure_bytes(lambda path: volcano(dataset, path, "ADJ"))
 
 
 MANY = [f"{name} {i}" for i in range(3) for name in ODD]

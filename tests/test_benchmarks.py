@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
     [
         ("alignment", "run('en_pud*')", "en_pud-ud-test.conllu.gz | 397 | 1,000 | 21,180"),
         ("encodings", "run(0.01, 96, (0,), ('int8a',))", "| int8a | "),
+        ("explorer", "run(sentences=60, pages=3)", "| neuron on a tag | "),
         ("extraction", "run(1, 512)", "| neuronlake | "),
         ("faults", "run(60, 80, 20)", "'found by verify': 100"),
         ("growth", "run(blocks=(8,), growth=(2, 4), sentences=60)", "| 8,192 | 50 % | "),
@@ -44,6 +45,11 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
             "run(60, {'gradient': tuple('--classes-only --layers 29 --per-tag 5 --fdr 1 --tokens 60 --least 3 --random 3 "
             "--random-draws 1 --lesion-k 20 -k 20 --shift 0'.split())})",
             "| tag | words | neurons | own Δ | others |",
+        ),
+        (
+            "replay",
+            "run(shapes={'small': (2, 700)}, blocks=2, block_rows=512, sentences=40)",
+            "cores that keep up with 20,000 tokens/s",
         ),
         ("scaling", "run(sentences=60, layers=2, repeats=1, pieces=40)", "identical to threads: True"),
         ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),

@@ -233,7 +233,7 @@ def test_figures_show_every_lesion_and_target(tmp_path: Path) -> None:
         "VERB",
         "random, mean",
         "of PRP$",
-        *(f"{round(e.by_target['ADJ']['value'], 2):.2f}" for e in effects),
+        *(f"{round(e.by_target['ADJ']['value'], 2):.2f}".replace("-", "−") for e in effects),
     ):
         assert f">{text}<" in drawn
     assert [re.search(rf">{tag} \((\d+)\)<", drawn) is not None for tag in TAGS] == [True, True, True, False]

@@ -1,7 +1,5 @@
-"""Copies between folders and an object store (moto's server on this machine), merges and drops in one."""
+"""Copies between folders and an object store, merges and drops in one."""
 
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,37 +13,18 @@ from neuronlake.store.dropping import drop_sites
 from neuronlake.store.merging import merge_lakes
 from neuronlake.store.objects import LakePath, lake_path
 
-moto_server = pytest.importorskip("moto.server")
-pytest.importorskip("obstore")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """URL of a bucket."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_REGION", "us-east-1")
-        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/lakes", method="PUT")).close()
-        yield "s3://lakes"
-    server.stop()
-
 
 @pytest.fixture
-def bucket(server: str, request: pytest.FixtureRequest) -> str:
-    """URL below which nothing is yet."""
-    return f"{server}/{request.node.name}"
+def url(bucket: str) -> str:
+    """URL of an empty bucket."""
+    return f"s3://{bucket}"
 
 
-def test_there_and_back_again(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_there_and_back_again(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = text_lake(tmp_path / "a.lake", 1, tokens=80)
     complete_index(source)
     label(source.path)
-    there: LakePath = lake_path(f"{bucket}/copies/a.lake")
+    there: LakePath = lake_path(f"{url}/copies/a.lake")
     assert main(["copy", str(source.path), str(there)]) == 0
     lake = open_lake(there)
     assert lake.complete
@@ -53,8 +32,8 @@ def test_there_and_back_again(bucket: str, tmp_path: Path, capsys: pytest.Captur
         np.testing.assert_array_equal(committed_values(lake, site), committed_values(source, site))
     assert verify(there, full=True).ok
     assert copy_lake(source.path, there).files == 0
-    copy_lake(there, lake_path(f"{bucket}/other.lake"))
-    assert main(["copy", f"{bucket}/other.lake", str(tmp_path / "b.lake")]) == 0
+    copy_lake(there, lake_path(f"{url}/other.lake"))
+    assert main(["copy", f"{url}/other.lake", str(tmp_path / "b.lake")]) == 0
     assert tree(tmp_path / "b.lake") == tree(source.path)
     capsys.readouterr()
     for target, message in ((there, "are the same lake"), (there / "inside", "lies inside")):
@@ -62,9 +41,9 @@ def test_there_and_back_again(bucket: str, tmp_path: Path, capsys: pytest.Captur
         assert message in capsys.readouterr().err
 
 
-def test_merged_and_dropped_in_the_store(bucket: str, tmp_path: Path) -> None:
+def test_merged_and_dropped_in_the_store(url: str, tmp_path: Path) -> None:
     parts = [text_lake(tmp_path / f"{seed}.lake", seed, tokens=80) for seed in (1, 2)]
-    there = lake_path(f"{bucket}/all.lake")
+    there = lake_path(f"{url}/all.lake")
     merge_lakes(there, [part.path for part in parts])
     values = np.concatenate([committed_values(part, "mlp.post") for part in parts], axis=1)
     np.testing.assert_array_equal(committed_values(open_lake(there), "mlp.post"), values)
@@ -77,9 +56,9 @@ def test_merged_and_dropped_in_the_store(bucket: str, tmp_path: Path) -> None:
     assert report.unknown_files == report.leftovers == []
 
 
-def test_a_damaged_object_is_not_copied(bucket: str, tmp_path: Path) -> None:
+def test_a_damaged_object_is_not_copied(url: str, tmp_path: Path) -> None:
     source = text_lake(tmp_path / "a.lake", 1, tokens=80)
-    there = lake_path(f"{bucket}/a.lake")
+    there = lake_path(f"{url}/a.lake")
     copy_lake(source.path, there)
     path = there / "activations/mlp.post/1/c.1.0"
     data = path.read_bytes()

@@ -1,6 +1,7 @@
 """A lake in an object store is the lake in a folder: the same bytes, the same answers, and it heals the same way."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,25 @@ def test_values_are_the_same_however_they_are_read(twins: Twins) -> None:
     sums = [[float(each) for each in lake.scan(lambda tile: tile.values.sum())] for lake in (local, remote)]
     assert sums[0] == sums[1]
     assert local.tokens(["upos"]).equals(remote.tokens(["upos"]))
+
+
+def test_a_notebook_shows_it_without_asking_the_store(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = open_lake(twins.remote)
+    local = open_lake(twins.world.lake)._repr_html_()
+    with monkeypatch.context() as patch:
+        for name, value in settings("http://127.0.0.1:1").items():  # nobody listens there
+            patch.setenv(name, value)
+        for name in ("read_bytes", "exists", "is_file", "is_dir", "iterdir", "sizes"):
+            patch.setattr(ObjectPath, name, None)
+        html = lake._repr_html_()
+        assert str(twins.remote) in repr(lake)
+    for line in ("text", "neurons", "blocks", "labels"):
+        (row,) = re.findall(f'<tr><th scope="row">{line}</th>.*?</tr>', html)
+        assert row in local
+    assert "stored" not in html
+    assert "⚠" not in html
+    assert lake.commits
+    assert "stored" in lake._repr_html_()
 
 
 def test_damage_is_found_dropped_and_made_again(twins: Twins, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:

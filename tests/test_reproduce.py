@@ -296,3 +296,11 @@ def test_blocks_are_escaped_in_both_forms() -> None:
     assert [line for line in lines if "|" in line and "---" in line] == ["| --- | ---: |"]
     assert all(re.search(r"(?<!\\)<", line) is None for line in lines)
     assert "a &amp; b" in lines
+
+
+@pytest.mark.parametrize(("columns", "wide"), [(12, False), (18, True)])
+def test_tables_of_many_columns_are_set_closer(columns: int, wide: bool) -> None:
+    html = to_html([Grid([f">{at}" for at in range(columns)], [["1"] * columns])], {})
+    assert ('<table class="wide">' in html) == wide
+    assert html.count('<th scope="col">') == columns
+    assert '<div class="table" tabindex="0">' in html

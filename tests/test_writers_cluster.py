@@ -15,6 +15,7 @@ import pytest
 from many_writers import (
     Harness,
     Process,
+    assert_ended_well,
     assert_same,
     assert_whole,
     contents,
@@ -25,6 +26,7 @@ from many_writers import (
     start_workers,
     worker_arguments,
 )
+from object_server import settings
 from tiny import conllu, make_model, some_sentences
 
 from neuronlake.cli.main import main
@@ -32,7 +34,10 @@ from neuronlake.extractor import ExtractSettings
 from neuronlake.extractor.cluster import ClusterSettings, connect
 from neuronlake.extractor.cluster_worker import PACKAGES, unlike
 from neuronlake.store import InputError, open_lake, verify
+from neuronlake.store.files import sizes_below
+from neuronlake.store.kept import kept_results
 from neuronlake.store.lock import writing
+from neuronlake.store.objects import lake_path
 
 pytest.importorskip("distributed")
 # what its threads and sockets leave to the collector is not ours
@@ -108,6 +113,29 @@ def test_beside_plain_processes_and_after_ctrl_c_it_goes_on(
     client.start(arguments=["extract", str(root), *inputs, "--scheduler", address], status=0)
     assert client.wait() == 0, harness.log()
     assert_same(root, expected)
+
+
+def test_a_lake_in_an_object_store_is_extracted_and_asked(
+    harness: Harness, inputs: list[str], expected: dict[str, bytes], bucket: str, object_store: str
+) -> None:
+    environment = settings(object_store)
+    address, workers = start_cluster(harness, 2, environment=environment)
+    root, local = lake_path(f"s3://{bucket}/a.lake"), harness.folder / "whole.lake"
+    client, there = harness.process([], environment=environment), ["--scheduler", address]
+    for arguments in (
+        ["extract", str(root), *inputs, *there],
+        ["stats", str(root), "--by", "upos", *there],
+        ["stats", str(local), "--by", "upos"],
+    ):
+        client.start(arguments=arguments)
+        assert_ended_well(client, client.wait())
+    for worker in workers:
+        worker.kill()
+    assert_same(root, expected)
+    assert kept_results(root)
+    assert {path: (root / path).read_bytes() for path in sizes_below(root)} == {
+        path: (local / path).read_bytes() for path in sizes_below(local)
+    }
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from neuronlake.analysis.explorer.shades import signed
 from neuronlake.store.lake import Lake
+from neuronlake.store.parallel import map_ordered
 from neuronlake.store.tables import PADDING, SPECIAL
 
+_AHEAD = 64  # blocks whose tables are read at once: half of what a lake remembers
 _AROUND = 160  # characters of a long sentence on either side of the token
 
 
@@ -66,6 +68,8 @@ def contexts(
     limit
         Magnitude of the darkest shade.
     """
+    for _ in map_ordered(lambda block: _tables(lake, block, labels), np.unique(rows // lake.block_rows)[:_AHEAD].tolist()):
+        pass
     found = []
     for row, value in zip(rows.tolist(), values.tolist(), strict=True):
         tokens, text = sentence_of(lake, row, labels)
@@ -90,17 +94,32 @@ def contexts(
 
 def sentence_of(lake: Lake, row: int, labels: Sequence[str] = ()) -> tuple[list[dict[str, Any]], str]:
     """Return the tokens of the sentence in which a row is, in order, as dicts of the token table; and its text."""
-    block, labels = row // lake.block_rows, tuple(labels)
-    tokens, sentences = lake.texts.get(
-        ("sentences", block, labels),
-        lambda: (lake.tokens(labels=list(labels), blocks=[block]).combine_chunks(), lake.sentences(blocks=[block])),
-    )
-    numbers = tokens.column("sentence").to_numpy()
-    sentence = int(numbers[row - block * lake.block_rows])
-    inside = np.flatnonzero(numbers == sentence)
+    block = row // lake.block_rows
+    sentence = int(_tables(lake, block, labels)[0].column("sentence")[row - block * lake.block_rows].as_py())
+    tokens, record = sentence_in(lake, block, sentence, labels)
+    return tokens, str(record["text"])
+
+
+def sentence_in(
+    lake: Lake, block: int, sentence: int, labels: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the tokens of a sentence of a block, in order, as dicts of the token table; and its line of the sentences'."""
+    tokens, sentences = _tables(lake, block, labels)
+    inside = np.flatnonzero(tokens.column("sentence").to_numpy() == sentence)
     found = [token for token in tokens.take(inside).to_pylist() if not token["flags"] & PADDING]
     at = int(np.searchsorted(sentences.column("sentence").to_numpy(), sentence))
-    return found, str(sentences.column("text")[at].as_py())
+    record: dict[str, Any] = sentences.slice(at, 1).to_pylist()[0]
+    return found, record
+
+
+def _tables(lake: Lake, block: int, labels: Sequence[str]) -> tuple[Any, Any]:
+    """Tokens and sentences of a block, of which the lake remembers some."""
+
+    def read() -> tuple[Any, Any]:
+        return lake.tokens(labels=list(labels), blocks=[block]).combine_chunks(), lake.sentences(blocks=[block])
+
+    found: tuple[Any, Any] = lake.texts.get(("sentences", block, tuple(labels)), read)
+    return found
 
 
 def split(

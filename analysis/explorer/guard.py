@@ -2,9 +2,9 @@
 one's browser shows; what another site must not do is refused here, before anything is read.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
@@ -17,7 +17,9 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+_READING = "GET, HEAD"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^][:/?#@\\\s,]+)(:[0-9]*)?", re.IGNORECASE)  # name and port, nothing else
 
 
 class Guard:
@@ -44,9 +46,8 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if (refusal := self._refusal(scope["method"], headers)) is not None:
             status, text = refusal
-            await send(
-                {"type": "http.response.start", "status": status, "headers": _encoded({"content-type": "text/plain"})}
-            )
+            said = {**HEADERS, "content-type": "text/plain; charset=utf-8", **({"allow": _READING} if status == 405 else {})}
+            await send({"type": "http.response.start", "status": status, "headers": _encoded(said)})
             await send({"type": "http.response.body", "body": text.encode()})
             return
 
@@ -58,23 +59,19 @@ class Guard:
         await self._app(scope, receive, send_guarded)
 
     def _refusal(self, method: str, headers: dict[str, str]) -> tuple[int, str] | None:
-        if method not in ("GET", "HEAD"):
+        if method not in _READING.split(", "):
             return 405, f"{method} is not allowed: pages are only read\n"
         host = headers.get("host", "")
-        if not self._is_ours(f"//{host}"):
+        if (named := _HOST.fullmatch(host)) is None or named[1].strip("[]").lower() not in self._hosts:
             return 421, f"this server does not answer for the host {host!r}; start it with --host NAME if it should\n"
         origin = headers.get("origin")
-        if origin is not None and (not self._is_ours(origin) or urlsplit(origin).netloc != host):
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             return 403, "requests of other sites are refused\n"
-        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+        # another port of this machine is the same site, but another origin; a link that leads here is followed
+        followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not followed:
             return 403, "requests of other sites are refused\n"
         return None
-
-    def _is_ours(self, url: str) -> bool:
-        try:
-            return urlsplit(url).hostname in self._hosts
-        except ValueError:
-            return False
 
 
 def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

@@ -22,7 +22,8 @@ class Links:
 
     def to(self, page: str = "", **query: Any) -> str | None:
         """Return the address of a page."""
-        chosen = {name: value for name, value in {**self._kept, **query}.items() if value not in (None, "", False)}
+        # 0 is a layer, a neuron and a sentence
+        chosen = {name: value for name, value in {**self._kept, **query}.items() if value is not None and value != ""}
         return self._base + page + (f"?{urlencode(chosen)}" if chosen else "")
 
     def neuron(self, name: str, **query: Any) -> str | None:

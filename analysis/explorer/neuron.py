@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.analysis.chosen_tokens import eligible_tokens
+from neuronlake.analysis.chosen_tokens import eligible_tokens, locate_rows
 from neuronlake.analysis.densities import Densities, tag_densities
 from neuronlake.analysis.explorer.contexts import Context, contexts, sentence_of
 from neuronlake.analysis.explorer.shelf import NotKeptError, Opened
@@ -132,10 +132,13 @@ def shaded(opened: Opened, layer: int, neuron: int, rows: list[int], by: str | N
     Raises
     ------
     InputError
-        When the neuron or a row does not exist.
+        When the neuron or a row does not exist, or there are too many rows.
     """
     lake = opened.lake
     check_neuron(lake, layer, neuron)
+    if len(rows) > 2 * MOST:
+        raise InputError(f"at most {2 * MOST} contexts can be shown, got {len(rows)}")
+    locate_rows(lake, rows)
     labels = (by,) if by in lake.label_columns else ()
     tokens = sorted({token["row"] for row in rows for token in sentence_of(lake, row, labels)[0]})
     values = lake.read(layer=layer, rows=tokens, neurons=[neuron])[:, 0]
@@ -171,12 +174,11 @@ def _curves(found: Densities, order: list[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        rows (tag, count, heights, of which the largest of all is 1) in the profile's order; edges of the bins, which are
+        rows (tag, count, heights, of which each row's largest is 1) in the profile's order; edges of the bins, which are
         drawn equally wide; zero: where it lies among them, as a share of the width, None beyond the ends.
     """
-    highest = float(found.share.max())
     rows = {
-        tag: {"tag": tag, "count": int(count), "heights": (share / highest).tolist()}
+        tag: {"tag": tag, "count": int(count), "heights": (share / share.max()).tolist()}
         for tag, count, share in zip(found.tags, found.count, found.share, strict=True)
     }
     edges, bins = found.edges, len(found.edges) - 1

@@ -11,9 +11,10 @@ from typing import Any
 import xarray as xr
 
 from neuronlake.analysis.kept_statistics import kept_labels
+from neuronlake.analysis.labels import LabelRequest, check_label
 from neuronlake.analysis.rankers import PROBE, RANKERS
 from neuronlake.analysis.ranking import score
-from neuronlake.analysis.statistics import are_kept, compute_statistics
+from neuronlake.analysis.statistics import kept_statistics
 from neuronlake.store.errors import DamageError, InputError, NeuronlakeError
 from neuronlake.store.kept import KEPT
 from neuronlake.store.lake import Lake, open_lake
@@ -24,8 +25,10 @@ METHODS = tuple(name for name, ranker in RANKERS.items() if not ranker.also and 
 """Rankings that kept statistics answer without reading activations."""
 DEFAULT_METHOD = "auroc"
 _REMEMBERED = 8  # tables of statistics and scores per lake: 60 MB each for 17 tags of 46,080 neurons
+_REMEMBERED_SMALL = 64  # answers of some kilobytes
 _LOOK_S = 1.0  # how often a folder is looked at
 _LOOK_REMOTE_S = 60.0  # and an object store
+_TAKEN = ("static", ".", "..")  # in addresses
 _WATCHED = ("plan/plan.json", "commits", "labels", *KEPT)
 
 
@@ -47,10 +50,11 @@ class Opened:
     labels: tuple[str, ...]
     """Those whose statistics are kept."""
     _answers: Cache[Any] = field(default_factory=lambda: Cache(_REMEMBERED), repr=False)
+    _small: Cache[Any] = field(default_factory=lambda: Cache(_REMEMBERED_SMALL), repr=False)
 
-    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what was made for that key, or make it."""
-        return self._answers.get(key, make)
+    def remember(self, key: Any, make: Callable[[], Any], *, small: bool = False) -> Any:
+        """Return what was made for that key, or make it; `small` answers do not push tables out."""
+        return (self._small if small else self._answers).get(key, make)
 
     def label(self, by: str | None) -> str:
         """Return the label asked for, or the one to begin with.
@@ -59,8 +63,13 @@ class Opened:
         ------
         NotKeptError
             When there is none whose statistics are kept.
+        InputError
+            When the lake has no such label.
         """
         if by:
+            by = LabelRequest(by=by).by
+            if by not in self.labels:
+                check_label(self.lake, by)
             return by
         if not self.labels:
             raise NotKeptError(
@@ -79,12 +88,12 @@ class Opened:
         """
 
         def load() -> xr.Dataset:
-            if not are_kept(self.lake, by):
+            if (found := kept_statistics(self.lake, by)) is None:
                 raise NotKeptError(
                     f"statistics of {by!r} are not kept for all {len(self.lake.blocks)} committed blocks: run "
                     f"`neuronlake rank {self.lake.path} --by {by!r}` once, then reload"
                 )
-            return compute_statistics(self.lake, by)
+            return found
 
         found: xr.Dataset = self.remember(("statistics", by), load)
         return found
@@ -118,6 +127,8 @@ class Shelf:
         self.paths: dict[str, LakePath] = {}
         for where in lakes:
             path = lake_path(where).absolute()
+            if isinstance(path, Path) and ".." in path.parts:
+                path = path.resolve()  # for its name
             self.paths[_free_name(path.name.removesuffix(".lake") or "lake", self.paths)] = path
         self._lock = threading.Lock()
         self._looked: dict[str, float] = {}
@@ -154,6 +165,13 @@ class Shelf:
                 self._open[name, site] = Opened(name=name, lake=lake, labels=labels)
             return self._open[name, site]
 
+    def missing(self, name: str) -> GoneError | None:
+        """Return what to say where a lake is not where it was; None if it is."""
+        path = self.paths.get(name)
+        if not isinstance(path, Path) or (path / "plan" / "plan.json").exists():
+            return None
+        return GoneError(f"the lake {path} is not there any more: it was moved or removed; put it back, then reload")
+
     def warm_up(self) -> None:
         """Load what the first pages take: statistics, and the code that decodes activations."""
         for name in self.paths:
@@ -168,9 +186,10 @@ class Shelf:
         """What changes when a lake changes."""
         if not isinstance(path, Path):
             return None
-        if not (path / "plan" / "plan.json").exists():
+        if (gone := self.missing(name)) is not None:
             self._looked.pop(name, None)
-            raise GoneError(f"the lake {path} is not there any more: it was moved or removed; put it back, then reload")
+            self._stamps.pop(name, None)
+            raise gone
         return [(path / part).stat().st_mtime_ns if (path / part).exists() else None for part in _WATCHED]
 
     def _reopen(self, name: str, path: LakePath) -> Lake:
@@ -189,7 +208,7 @@ def _whole(path: LakePath) -> Lake:
 
 def _free_name(wanted: str, taken: Mapping[str, Any]) -> str:
     number, name = 2, wanted
-    while name in taken:
+    while name in taken or name in _TAKEN:
         name, number = f"{wanted}-{number}", number + 1
     return name
 

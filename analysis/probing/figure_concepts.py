@@ -48,7 +48,7 @@ def concepts_by_layer(records: Sequence[Mapping[str, Any]], path: str | Path, *,
         height=2 * (0.9 + 0.2 * len(names)),
         title="Concepts: a direction or a region?",
         subtitle=subtitle,
-        notes=["Balanced accuracy, 0.5 by chance, of a tag against all other words. Empty: no key neuron in the layer."],
+        notes=["Balanced accuracy, 0.5 by chance, of a tag against all other words. Hatched: no key neuron in the layer."],
     ) as figure:
         direction, region = figure.subplots(2, 1, sharex=True)
         for axes, values, limits, colours, label in (
@@ -56,10 +56,12 @@ def concepts_by_layer(records: Sequence[Mapping[str, Any]], path: str | Path, *,
             (region, gain, (-most, most), "RdBu", "CAR − CAV"),
         ):
             image = axes.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", vmin=limits[0], vmax=limits[1])
+            axes.patch.set(hatch="////", edgecolor="#999999")  # shows where there is no value: white is a difference of 0
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
             axes.set_yticks(np.arange(len(names)), names)
-            bar = figure.colorbar(image, ax=axes, pad=0.02)
+            below = bool(np.nanmin(values, initial=np.inf) < limits[0])
+            bar = figure.colorbar(image, ax=axes, pad=0.02, extend="min" if below else "neither")
             bar.outline.set_visible(False)
             bar.set_label(label, fontsize=8)
         step = -(-len(layers) // _WIDEST)

@@ -1,7 +1,7 @@
 """What a probe found, beside what it must be compared with."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ Interval = list[float] | None
 """Ends of a 95 % interval by document bootstrap; None where there is one test document."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ProbeResult:
     """Scores on held-out documents, with everything needed to repeat them."""
 
@@ -27,7 +27,7 @@ class ProbeResult:
     tags: tuple[str, ...]
     per_tag: dict[str, dict[str, Any]]
     """precision, recall, f1, its interval and support (test tokens) of every tag; undefined ratios are 0."""
-    confusion: NDArray[np.int64] = field(repr=False)
+    confusion: NDArray[np.int64]
     """(true tag, predicted tag)."""
     baselines: dict[str, dict[str, float]]
     """accuracy and macro_f1 of predictions that see no activation."""
@@ -40,11 +40,21 @@ class ProbeResult:
     """Tokens, documents and sentences on either side, and features."""
     dropped: dict[str, int]
     """Tags with fewer than two training tokens, and their tokens on both sides; they are neither learned nor tested."""
-    neurons: list[str] | None = field(repr=False)
+    neurons: list[str] | None
     """Names of the neurons used, in the order of choice where they were chosen; None for whole layers."""
     settings: dict[str, Any]
     lake: str
     versions: dict[str, str]
+
+    def __repr__(self) -> str:
+        from neuronlake.analysis.probing.shown import result_text
+
+        return result_text(self)
+
+    def _repr_html_(self) -> str:
+        from neuronlake.analysis.probing.shown import result_html
+
+        return result_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -73,7 +83,7 @@ class ProbeResult:
         about = {
             "probe": self.settings["name"],
             "classifier": self.settings["classifier"],
-            "layers": _layers_text(layers),
+            "layers": layers_text(layers),
             "layer": layers[0] if len(layers) == 1 else None,
             "features": self.counts["n_features"],
             "shift": self.settings["shift"],
@@ -108,11 +118,21 @@ class ProbeResult:
         return lines
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProbeResults:
     """Several probes: one per layer, number of neurons or shift."""
 
     results: tuple[ProbeResult, ...]
+
+    def __repr__(self) -> str:
+        from neuronlake.analysis.probing.shown import results_text
+
+        return results_text(self.results)
+
+    def _repr_html_(self) -> str:
+        from neuronlake.analysis.probing.shown import results_html
+
+        return results_html(self.results)
 
     def __iter__(self) -> Any:
         return iter(self.results)
@@ -199,7 +219,8 @@ def write_results(results: Sequence[ProbeResult], path: Any) -> None:
 OUT_SUFFIXES = (".parquet", ".csv", ".json")
 
 
-def _layers_text(layers: Sequence[int]) -> str:
+def layers_text(layers: Sequence[int]) -> str:
+    """Name some layers in a few characters."""
     if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]}–{layers[-1]}"
     return ", ".join(map(str, layers))

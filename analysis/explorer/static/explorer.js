@@ -80,7 +80,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const body = table.tBodies[0];
       const rows = [...body.rows].map((row) => [keyOf(row.cells[column]), row]);
-      rows.sort((a, b) => (down ? -1 : 1) * compare(a[0], b[0]));
+      const absent = ([key]) => key === "" || key === "–";  // comes last, whichever way
+      rows.sort((a, b) => absent(a) - absent(b) || (down ? -1 : 1) * compare(a[0], b[0]));
       body.append(...rows.map(([, row]) => row));
     });
   });
@@ -100,6 +101,7 @@ async function ask(address) {
   return text;
 }
 
+for (const each of document.querySelectorAll(".actions")) each.hidden = false;  // without scripts they would do nothing
 const shade = find("#shade");
 if (shade) {
   shade.addEventListener("click", async () => {
