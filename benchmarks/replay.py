@@ -82,7 +82,7 @@ def _shape(
     floats = [layer.view(np.float16).astype(np.float32) for layer in values[: min(len(values), 4)]]
     chunk = layout.default_chunk_neurons(rows=rows, neurons=neurons, itemsize=2)
     compressor, encoder = _codec_rates(floats, "int8a", chunk, 2)
-    disk = _disk_rate(folder / "disk", int(stored * count)) / stored
+    disk = _disk_rate(folder / "disk", max(int(stored * count), 64 << 20)) / stored
     found["limits"] = {"compressor alone": compressor, "encoder alone": encoder, "disk, at int8a's size": disk}
     limit = min(encoder, disk)
     for name in ("neuronlake, int8a", "neuronlake, int8a, no index"):

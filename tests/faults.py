@@ -116,11 +116,11 @@ class Faults:
         real = self._real[name]
 
         def wrapper(*arguments: Any, **options: Any) -> Any:
-            path = self._path(name, arguments, options)
-            if path is None:
-                return real(*arguments, **options)
-            with self._lock:
-                return self._call(name, path, arguments, options)
+            with self._lock:  # a descriptor that another thread closes just now may be somebody else's already
+                path = self._path(name, arguments, options)
+                if path is not None:
+                    return self._call(name, path, arguments, options)
+            return real(*arguments, **options)
 
         return wrapper
 

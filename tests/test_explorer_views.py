@@ -635,10 +635,9 @@ def test_the_overview_says_what_a_lake_lacks(tmp_path: Path) -> None:
         ):
             assert said in page.text
         assert f"neuronlake index &#39;{lake.path}&#39;" in page.text
-        compute_statistics(lake, "upos")
-        make_lake_go_on(lake)
-        shelf = Shelf([lake.path])
-        client.app = create_app(shelf)
+    compute_statistics(lake, "upos")
+    make_lake_go_on(lake)
+    with TestClient(create_app(Shelf([lake.path])), base_url="http://localhost") as client:
         page = client.get("/my%20lake/")
         assert page.status_code == 200
         assert "Statistics of upos are not of all blocks" in page.text
