@@ -1,5 +1,6 @@
 """Answers that show themselves: lists and dictionaries as ever, which a notebook draws as tables."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Self, SupportsIndex, overload
 
 from neuronlake.store.markup import Markup, escaped, facts, folded, marked, notebook, number, table, text_table, visible
@@ -24,20 +25,20 @@ class Records(list[Entry]):
     @overload
     def __getitem__(self, place: slice) -> Self: ...
     def __getitem__(self, place: Any) -> Any:
-        # the first ones are still a table
-        return type(self)(super().__getitem__(place)) if isinstance(place, slice) else super().__getitem__(place)
+        kind: Any = type(self)  # the first ones are still a table
+        return kind(super().__getitem__(place)) if isinstance(place, slice) else super().__getitem__(place)
 
+    @abstractmethod
     def caption(self) -> str:
         """What the table is of."""
-        raise NotImplementedError
 
+    @abstractmethod
     def columns(self) -> list[str]:
         """Names of the table's columns; that of a right-aligned one starts with ``>``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, *, html: bool) -> list[list[Any]]:
         """Cells of every entry."""
-        raise NotImplementedError
 
     def as_html(self, caption: str | None = None) -> Markup:
         """Return the table, without a notebook's frame."""

@@ -182,7 +182,7 @@ def test_an_extraction_that_was_stopped_and_resumed(tmp_path, monkeypatch, asked
         extract(root, ConlluCorpus(paths=(treebank,)), source, settings, Observer(tap=start, advance=advance))
 
     def stop(*_):
-        if len(list((root / "commits").glob("*.json"))) == 2:
+        if len(list((root / "commits").glob("*.json"))) >= 2:  # they may come two at a time
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
