@@ -10,6 +10,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from functools import cache
 from typing import Any
 from uuid import uuid4
@@ -158,22 +159,31 @@ class Run:
         except queue.Empty:
             pass
         ended = [future for future in ended if future in self._pieces]  # and of no earlier round
-        for future in ended:
-            if future.status == "error":
-                raise self._error(future)
-        if any(future.status != "finished" for future in ended):
-            # Dask gave pieces up: whoever held the work is lost.
+        try:
+            results = self._gather(ended)
+        except CancelledError:  # Dask gave pieces up: whoever held the work is lost
             places = [place for place, _ in self._pieces.values()]
             self._pieces.clear()
             self._given.clear()
             self._begin(places)
             return
-        results = self._client.gather(ended)
         for future, result in zip(ended, results, strict=True):
             place, address = self._pieces.pop(future)
             self._given[address] -= 1
             self._finished += 1
             yield place, result
+
+    def _gather(self, ended: Sequence[Any]) -> Sequence[Any]:
+        """Results of pieces that have ended; they are done again where their worker is lost before it could hand them over."""
+        try:
+            return self._client.gather(ended)  # type: ignore[no-any-return]
+        except CancelledError:
+            raise
+        except Exception:
+            failed = [future for future in ended if future.status == "error"]
+            if not failed:
+                raise
+            raise self._error(failed[0]) from None
 
     def _error(self, future: Any) -> BaseException:
         from distributed import KilledWorker

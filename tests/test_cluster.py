@@ -135,6 +135,12 @@ def die(root: str, place: int) -> int:
     return place * place
 
 
+def square(place: int) -> int:
+    """Some work."""
+    time.sleep(0.01)
+    return place * place
+
+
 @pytest.mark.parametrize("victims", [1, 2])
 def test_a_question_outlives_its_workers(lake, workers, victims):
     expected = compute_statistics(lake, keep=False)
@@ -149,6 +155,23 @@ def test_a_question_outlives_its_workers(lake, workers, victims):
         found = compute_statistics(lake, scheduler=cluster, progress=kill)
         assert found.drop_attrs().identical(expected.drop_attrs())
         assert not set(doomed) <= set(cluster.client.run(os.getpid).values())
+
+
+def test_results_that_are_lost_while_they_are_fetched_are_computed_again(workers, tmp_path, monkeypatch):
+    arguments = [{"place": place} for place in range(20)]
+    with Cluster(workers.scheduler_address) as cluster:
+        fetch, killed = cluster.client.gather, []
+
+        def gather(futures):
+            if not killed:
+                killed.extend(cluster.client.run(os.getpid).values())
+                for each in killed:
+                    os.kill(each, signal.SIGKILL)
+            return fetch(futures)
+
+        monkeypatch.setattr(cluster.client, "gather", gather)
+        assert run_all(square, arguments, scheduler=cluster) == [place**2 for place in range(20)]
+        assert len(killed) == 2
 
 
 def test_a_piece_whose_worker_dies_is_done_again(workers, tmp_path):
