@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import EWT_DEV, ROOT, corpora, ewt_lake, keep, scratch, small_lake
-from benchmarks.growth_work import WORKS, Cost, Input, Measure
+from benchmarks.growth_work import WORKS, Cost, Input, Measure, begin
 from benchmarks.tall import shortened, tall_lake
 
 SIZES = (1, 2, 4, 8)
@@ -27,7 +28,6 @@ BLOCKS = {"tall": 16, "wide": 4, "blocks": 4}
 """At 1×: of the lakes of 64 neurons, of those of a whole layer, and those written at memory speed."""
 COSTS = {"wall_s": "time", "processor_s": "processor time", "activation_bytes": "activation bytes", "all_bytes": "all bytes"}
 _PEAK = "peak_bytes"
-_EXTRACTED_BLOCK_ROWS = 512  # several blocks at 1×
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
     blocks
         See `BLOCKS`.
     tokens
-        Extracted tokens at 1×, about.
+        Extracted tokens at 1×, about; a block each time.
     rounds, seconds
         Most rounds of a piece of work, and after how many seconds no further one is begun.
     sentences
@@ -68,10 +68,11 @@ def run(
         folder = Path(name)
         _say("lakes")
         source = open_lake(ewt_lake() if sentences is None else small_lake(folder, sentences))
-        inputs = _inputs(folder, source, sizes, works, blocks, tokens)
+        warm, *inputs = _inputs(folder, source, sizes, works, blocks, tokens)
         for work in works:
             _say(work)
-            result[work] = _grown(work, inputs, apart=apart is None or work in apart, rounds=rounds, seconds=seconds)
+            alone = apart is None or work in apart
+            result[work] = _grown(work, inputs, warm, apart=alone, rounds=rounds, seconds=seconds)
     _print(sizes, result)
     _draw(sizes, result)
     keep("growth", {"sizes": list(sizes), "works": result})
@@ -84,7 +85,10 @@ def run(
 def _inputs(
     folder: Path, source: Any, sizes: Sequence[int], works: Sequence[str], blocks: dict[str, int], tokens: int
 ) -> list[Input]:
-    """Corpora and lakes of all sizes. Lakes hold the same blocks again and again, with noise; corpora the same sentences."""
+    """What to warm up on, and corpora and lakes of all sizes.
+
+    Lakes hold the same blocks again and again, with noise; corpora the same sentences.
+    """
     from neuronlake.store import complete_index, open_lake
     from neuronlake.store.encodings import DEFAULT_ENCODING
 
@@ -100,7 +104,7 @@ def _inputs(
             {
                 "scratch": str(scratch_folder),
                 "corpus": str(corpus),
-                "block_rows": min(_EXTRACTED_BLOCK_ROWS, source.block_rows),
+                "block_rows": 1 << tokens.bit_length(),  # one block at 1×
                 "source": str(source.path),
                 "blocks": size * blocks["blocks"],
             }
@@ -113,7 +117,9 @@ def _inputs(
             root = shortened(folder / f"{kind}-{size}.lake", open_lake(whole), size * blocks[kind])
             complete_index(open_lake(root))
             given[kind] = str(root)
-    return inputs
+    few = folder / "few.conllu"
+    few.write_text("".join(text[:5]), encoding="utf-8")
+    return [{**inputs[0], "corpus": str(few)}, *inputs]
 
 
 def _sentences(source: Any, tokens: int) -> list[str]:
@@ -130,11 +136,11 @@ def _sentences(source: Any, tokens: int) -> list[str]:
 # ---- measuring ----------------------------------------------------------------------------------------------------------
 
 
-def _grown(work: str, inputs: Sequence[Input], *, apart: bool, rounds: int, seconds: float) -> dict[str, Any]:
+def _grown(work: str, inputs: Sequence[Input], warm: Input, *, apart: bool, rounds: int, seconds: float) -> dict[str, Any]:
     """Costs of a piece of work at all sizes, round by round, and their exponents."""
     found: list[list[Cost]] = [[] for _ in inputs]
     with contextlib.ExitStack() as stack:
-        asked = _processes(stack, work, inputs) if apart else _here(work, inputs)
+        asked = _processes(stack, work, inputs, warm) if apart else _here(work, inputs, warm)
         start = time.perf_counter()
         for _ in range(rounds):
             for measure, into in zip(asked, found, strict=True):
@@ -171,30 +177,30 @@ def exponent(tokens: Any, costs: Any) -> dict[str, float | None] | None:
     return {"exponent": slope, "standard_error": error}
 
 
-def _here(work: str, inputs: Sequence[Input]) -> list[Measure]:
-    begin = WORKS[work].begin
-    begin(inputs[0])()
-    return [begin(given) for given in inputs]
+def _here(work: str, inputs: Sequence[Input], warm: Input) -> list[Measure]:
+    return [begin(work, given, None if place else warm) for place, given in enumerate(inputs)]
 
 
-def _processes(stack: contextlib.ExitStack, work: str, inputs: Sequence[Input]) -> list[Measure]:
-    """Start a process for every size, all of which warm up on the smallest one, in turn."""
-    found: list[Measure] = []
+def _processes(stack: contextlib.ExitStack, work: str, inputs: Sequence[Input], warm: Input) -> list[Measure]:
+    """Start a process for every size; each waits for its turns."""
+    processes = []
     for given in inputs:
-        command = [sys.executable, "-m", "benchmarks.growth_work", work, json.dumps(inputs[0]), json.dumps(given)]
+        command = [sys.executable, "-m", "benchmarks.growth_work", work, json.dumps(given), json.dumps(warm)]
         process = stack.enter_context(
             subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
         stack.callback(process.stdin.close)  # type: ignore[union-attr]  # it ends when its input does
-
-        def ask(process: Any = process) -> Cost:
-            process.stdin.write("\n")
-            process.stdin.flush()
-            return _answer(process, work)
-
-        found.append(ask)
+        processes.append(process)
+    for process in processes:
         _answer(process, work)
-    return found
+
+    def ask(process: Any) -> Cost:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        cost: Cost = _answer(process, work)
+        return cost
+
+    return [partial(ask, process) for process in processes]
 
 
 def _answer(process: Any, work: str) -> Any:

@@ -1,16 +1,17 @@
 """What `growth` measures: each piece of work in a process of its own, asked line by line, or in the caller's.
 
-``python -m benchmarks.growth_work NAME WARM INPUT`` warms up on one input, then measures the work on the other whenever a
-line comes in, and answers with a line of JSON: seconds, seconds of all cores, bytes, and the peak memory of the process.
+``python -m benchmarks.growth_work WORK INPUT WARM`` warms up on the second input, then measures the work on the first
+whenever a line comes in, and answers with a line of JSON: its costs, and the peak memory of the process so far.
 """
 
+import contextlib
 import json
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import smollm2
-from benchmarks.statistics import bytes_read
+from benchmarks.statistics import bytes_read, linked
 
 Input = dict[str, Any]
 """As of JSON: paths and numbers."""
@@ -46,7 +47,7 @@ class Meter:
     all_bytes: float = 0.0
     activation_bytes: float = 0.0
 
-    @contextmanager
+    @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         with bytes_read() as count:
             wall, processor, through = time.perf_counter(), time.process_time(), _through()
@@ -78,46 +79,32 @@ def _once(call: Callable[[], Any]) -> Cost:
 
 
 def extraction(given: Input) -> Measure:
-    """From a corpus to a committed, indexed lake; all but loading the model."""
+    """From sentences to a committed, indexed lake: all but loading the tokenizer and the model."""
     from neuronlake.extractor import ConlluCorpus, ExtractSettings, Observer, extract, resolve_model
 
     root, source = Path(given["scratch"]) / "extracted.lake", resolve_model(smollm2())
+    corpus, settings = ConlluCorpus(paths=(Path(given["corpus"]),)), ExtractSettings(block_rows=given["block_rows"])
 
     def measure() -> Cost:
-        meters = [Meter(), Meter()]  # before the model is loaded, and after
-        loading = _Stopping(meters)
-        observer = Observer(
-            say=lambda message: loading.pause() if message.startswith("loading") else None,
-            start=lambda total, done: loading.resume(),
-        )
-        settings = ExtractSettings(block_rows=given["block_rows"])
-        loading.begin()
-        report = extract(root, ConlluCorpus(paths=(Path(given["corpus"]),)), source, settings, observer)
-        loading.pause()
-        cost = {name: sum(getattr(meter, name) for meter in meters) for name in vars(meters[0])}
+        meter, running = Meter(), contextlib.ExitStack()
+
+        def say(message: str) -> None:
+            running.close()
+            if message.startswith("planning"):
+                running.enter_context(meter.running())
+
+        def start(_total: int, _done: int) -> None:
+            running.enter_context(meter.running())
+
+        with running:
+            report = extract(root, corpus, source, settings, Observer(say=say, start=start))
+        cost = dict(vars(meter))
         cost["tokens"] = report.counts["tokens"]
         cost["activation_bytes"] += _shard_bytes(root)
         shutil.rmtree(root)
         return cost
 
     return measure
-
-
-class _Stopping:
-    """Runs one meter after the other, with pauses in between."""
-
-    def __init__(self, meters: list[Meter]):
-        self._meters = iter(meters)
-        self._running: Any = None
-
-    def begin(self) -> None:
-        self._running = next(self._meters).running()
-        self._running.__enter__()
-
-    def pause(self) -> None:
-        self._running.__exit__(None, None, None)
-
-    resume = begin
 
 
 def writing(given: Input) -> Measure:
@@ -267,11 +254,18 @@ WORKS = {
 """In this order: tokens by example come after their index is made."""
 
 
-def main(name: str, warm: str, given: str) -> None:
+def begin(work: str, given: Input, warm: Input | None) -> Measure:
+    """Prepare to measure a piece of work, after doing it once on the input `warm`, of which nothing is changed."""
+    if warm is not None:
+        with tempfile.TemporaryDirectory(dir=given["scratch"]) as own:
+            lakes = {"wide": str(linked(Path(warm["wide"]), Path(own)))} if "wide" in warm else {}
+            WORKS[work].begin({**warm, **lakes, "scratch": own})()
+    return WORKS[work].begin(given)
+
+
+def main(work: str, given: str, warm: str) -> None:
     """Answer until the input ends."""
-    begin = WORKS[name].begin
-    begin(json.loads(warm))()  # compiles, and fills what is filled once
-    measure = begin(json.loads(given))
+    measure = begin(work, json.loads(given), json.loads(warm))
     print(json.dumps("ready"), flush=True)
     for _ in sys.stdin:
         cost = measure()
