@@ -23,25 +23,33 @@ def run(*, blocks: tuple[int, ...] = (123, 1221), sentences: int | None = None) 
     sentences
         Repeat only so many sentences of EWT dev, not EWT train, whose lake takes a quarter of an hour.
     """
-    from neuronlake.store import complete_index, open_lake
+    from neuronlake.store import open_lake
 
-    result: dict[str, Any] = {}
     with scratch() as name:
         folder = Path(name)
         source = open_lake(whole_train_lake() if sentences is None else small_lake(folder, sentences))
-        for size in blocks:
-            root = tall_lake(folder / "tall.lake", source, size)
-            complete_index(open_lake(root))
-            result[str(size * source.block_rows)] = _filters(open_lake(root))
-            shutil.rmtree(root)
+        result = measure(folder, source, blocks)
+    keep("filters", result)
+    return result
+
+
+def measure(folder: Path, source: Any, blocks: tuple[int, ...]) -> dict[str, Any]:
+    """Ask lakes that repeat `source`, made below `folder`, and print the table."""
+    from neuronlake.store import complete_index, open_lake
+
+    result: dict[str, Any] = {}
     print("| rows | filter | bytes of the column | chunks | search ms | SQL ms |\n|---|---|---|---|---|---|")
-    for rows, found in result.items():
-        for share, line in found.items():
+    for size in blocks:
+        root = tall_lake(folder / "filtered.lake", source, size)
+        complete_index(open_lake(root))
+        rows = size * source.block_rows
+        result[str(rows)] = _filters(open_lake(root))
+        shutil.rmtree(root)
+        for share, line in result[str(rows)].items():
             print(
-                f"| {int(rows):,} | {share} % | {line['bytes']:.1%} | {line['chunks']:.1f} of {line['blocks']} | "
+                f"| {rows:,} | {share} % | {line['bytes']:.1%} | {line['chunks']:.1f} of {line['blocks']} | "
                 f"{line['search_s'] * 1e3:.1f} | {line['sql_s'] * 1e3:.0f} |"
             )
-    keep("filters", result)
     return result
 
 

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import filters
 from benchmarks.common import EWT_DEV, ROOT, corpora, ewt_lake, keep, scratch, small_lake
 from benchmarks.growth_work import WORKS, Cost, Input, Measure, begin
 from benchmarks.tall import shortened, tall_lake
 
 SIZES = (1, 2, 4, 8)
-BLOCKS = {"tall": 16, "wide": 4, "blocks": 4}
+BLOCKS = {"tall": 8, "wide": 4, "blocks": 4}
 """At 1×: of the lakes of 64 neurons, of those of a whole layer, and those written at memory speed."""
 COSTS = {"wall_s": "time", "processor_s": "processor time", "activation_bytes": "activation bytes", "all_bytes": "all bytes"}
 _PEAK = "peak_bytes"
@@ -40,6 +41,7 @@ def run(
     rounds: int = 5,
     seconds: float = 20.0,
     sentences: int | None = None,
+    filtered: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """Print the table and draw the growth.
 
@@ -60,6 +62,8 @@ def run(
         Most rounds of a piece of work, and after how many seconds no further one is begun.
     sentences
         Repeat only so many sentences of EWT dev, in a lake that is removed afterwards.
+    filtered
+        Ask lakes of so many blocks what the benchmark `filters` asks, too; the record is without it.
     """
     from neuronlake.store import open_lake
 
@@ -73,6 +77,8 @@ def run(
             _say(work)
             alone = apart is None or work in apart
             result[work] = _grown(work, inputs, warm, apart=alone, rounds=rounds, seconds=seconds)
+        if filtered:
+            filters.measure(folder, source, filtered)
     _print(sizes, result)
     _draw(sizes, result)
     keep("growth", {"sizes": list(sizes), "works": result})
