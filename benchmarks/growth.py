@@ -39,7 +39,7 @@ def run(
     blocks: dict[str, int] = BLOCKS,
     tokens: int = 1000,
     rounds: int = 5,
-    seconds: float = 20.0,
+    seconds: float = 12.0,
     sentences: int | None = None,
     filtered: tuple[int, ...] = (),
 ) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def _cell(name: str, cost: float, tokens: int) -> str:
     if name in ("wall_s", "processor_s"):
         total = f"{cost:.2f} s" if cost >= 1 else f"{cost * 1e3:.3g} ms"
         return f"{total}, {cost / tokens * 1e6:,.3g} µs"
-    total = f"{cost / 1e6:,.1f} MB" if cost >= 1e5 else f"{cost / 1e3:,.1f} kB"
+    total = f"{cost / 1e6:,.1f} MB" if cost >= 1e6 else f"{cost / 1e3:,.1f} kB"
     return f"{total}, {cost / tokens:,.3g} B" if cost else "0"
 
 

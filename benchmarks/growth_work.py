@@ -189,7 +189,7 @@ def tokens_by_example(given: Input) -> Measure:
     from neuronlake.store import open_lake
 
     lake = open_lake(given["wide"])
-    ordinary = np.flatnonzero(lake.tokens().column("flags").to_numpy() == 0)
+    ordinary = np.flatnonzero(_ordinary(lake))
     asked = [int(row) for row in np.random.default_rng(0).choice(ordinary, _SIMILAR, replace=False)]
     return _questions(lake, lambda row: similar_tokens(lake, row, 0), asked)
 
@@ -202,17 +202,22 @@ def neuron_question(given: Input, question: str) -> Measure:
 
     lake = open_lake(given["tall"])
     neurons = list(np.linspace(0, lake.neurons, _NEURONS, endpoint=False).astype(int).tolist())
-    ordinary = lake.tokens().column("flags").to_numpy() == 0
     if question == "top":
         return _questions(lake, lambda neuron: top_tokens(lake, 0, neuron, 64), neurons)
     if question == "half":
-        half = ordinary & (np.random.default_rng(0).random(len(ordinary)) < 0.5)
+        half = _ordinary(lake)
+        half &= np.random.default_rng(0).integers(0, 2, len(half), dtype=np.bool_)
         return _questions(lake, lambda neuron: find_extremes(lake, 0, neuron, 20, eligible=half), neurons)
     if question == "above":
         least = {neuron: float(find_extremes(lake, 0, neuron, 64).values[-1]) for neuron in neurons}
         return _questions(lake, lambda neuron: tokens_above(lake, 0, neuron, least[neuron]), neurons)
-    rows = np.flatnonzero(ordinary)
+    rows = np.flatnonzero(_ordinary(lake))
     return _questions(lake, lambda neuron: lake.read(layer=0, rows=rows, neurons=[neuron]), neurons)
+
+
+def _ordinary(lake: Any) -> Any:
+    """Which rows are neither special nor padding, block by block: the whole token table would be in the peak memory."""
+    return np.concatenate([lake.tokens(blocks=[block]).column("flags").to_numpy() == 0 for block in lake.blocks])
 
 
 def _questions(lake: Any, ask: Callable[[int], Any], about: list[int]) -> Measure:
