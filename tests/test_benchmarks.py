@@ -21,7 +21,12 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("explorer", "run(sentences=60, pages=3)", "| neuron on a tag | "),
         ("extraction", "run(1, 512)", "| neuronlake | "),
         ("faults", "run(60, 80, 20)", "'found by verify': 100"),
-        ("growth", "run(blocks=(8,), growth=(2, 4), sentences=60)", "| 8,192 | 50 % | "),
+        (
+            "growth",
+            "run(sizes=(1, 2), works=('extraction', 'statistics', 'one column'), apart=('one column',), "
+            "blocks={'tall': 1, 'wide': 1, 'blocks': 1}, tokens=100, rounds=1, sentences=60, filtered=(8,))",
+            "| 8,192 | 50 % | ",
+        ),
         ("kill", "run(2)", "every finished lake is byte-identical"),
         ("languages", "run(('smollm2',), 12)", "LAPE neurons of each language"),
         ("memory", "run(40, 2)", "| 2x | "),
