@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -147,19 +147,30 @@ def machine() -> dict[str, Any]:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    names = ("neuronlake", "torch", "transformers", "zarr", "numcodecs", "numpy", "numba", "dask", "scikit-learn")
+    names = (
+        *("neuronlake", "torch", "transformers", "zarr", "numcodecs", "numpy", "numba", "dask", "scikit-learn"),
+        *("blosc2", "flox", "h5py", "pyarrow", "tensorstore", "xarray"),
+    )
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": model,
         "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * resource.getpagesize(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
+        "versions": {name: version(name) for name in names if _installed(name)},
         "page_size": resource.getpagesize(),
     }
 
 
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
 def keep(name: str, result: dict[str, Any]) -> None:
     """Write a benchmark's record."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"benchmark": name, "machine": machine(), "result": result}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
