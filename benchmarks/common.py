@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,12 +77,27 @@ def ewt_train_lake(share: float = SHARE) -> Path:
 
 
 def small_lake(folder: Path, sentences: int) -> Path:
-    """Extract some sentences of EWT dev into a lake of small blocks below `folder`."""
+    """Return a lake of some sentences of EWT dev, of small blocks, below `folder`.
+
+    It is a copy where NEURONLAKE_SMALL_LAKES names a folder: those of one size are extracted there once, for all benchmarks.
+    """
+    shared = os.environ.get("NEURONLAKE_SMALL_LAKES")
+    root = folder / "small.lake"
+    if shared is None:
+        return _extract_small(root, sentences)
+    source = Path(shared) / f"{sentences}.lake"
+    if not source.exists():
+        making = _extract_small(source.with_suffix(".making"), sentences)
+        making.rename(source)
+    return Path(shutil.copytree(source, root))
+
+
+def _extract_small(root: Path, sentences: int) -> Path:
     from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
 
     corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,), limit_sentences=sentences)
-    extract(folder / "small.lake", corpus, resolve_model(smollm2()), ExtractSettings(block_rows=1024))
-    return folder / "small.lake"
+    extract(root, corpus, resolve_model(smollm2()), ExtractSettings(block_rows=1024))
+    return root
 
 
 def whole_train_lake() -> Path:

@@ -94,10 +94,10 @@ def compare(chosen: Sequence[Part], path: Path, *, patience: float = 1.0) -> int
     ended: dict[str, Ended] = {}
     machine = common.machine()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _terminated_as_interrupted():
+    with _terminated_as_interrupted(), tempfile.TemporaryDirectory(prefix="neuronlake-benchmark-") as lakes:
         for part in chosen:
             _say(f"{part.title} (at most {part.limit_s * patience:.0f} s)")
-            ended[part.title] = found = _run(part, part.limit_s * patience)
+            ended[part.title] = found = _run(part, part.limit_s * patience, lakes)
             print(f"\n## {part.title}\n\n{tidy(found.output)}", flush=True)
             _say(f"{part.title}: {_outcome(found)}, {found.seconds:.0f} s")
             _write(path, report(machine, chosen, ended))
@@ -111,15 +111,15 @@ def compare(chosen: Sequence[Part], path: Path, *, patience: float = 1.0) -> int
 # ---- one part -----------------------------------------------------------------------------------------------------------
 
 
-def _run(part: Part, limit_s: float) -> Ended:
-    """Run a part to its end, or to that of its time."""
+def _run(part: Part, limit_s: float, lakes: str) -> Ended:
+    """Run a part to its end, or to that of its time; small lakes are shared by all in the folder `lakes`."""
     start = time.monotonic()
     said: deque[str] = deque(maxlen=50)
     with tempfile.TemporaryDirectory(prefix="neuronlake-benchmark-") as scratch, tempfile.TemporaryFile() as printed:
         process = subprocess.Popen(
             part.command,
             cwd=common.ROOT,
-            env={**os.environ, "TMPDIR": scratch, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "TMPDIR": scratch, "NEURONLAKE_SMALL_LAKES": lakes, "PYTHONUNBUFFERED": "1"},
             stdout=printed,
             stderr=subprocess.PIPE,
             text=True,

@@ -43,13 +43,13 @@ SMALL: dict[str, Small] = {
             "every": 15,
             "small_draws": 1,
             "document_draws": 1,
-            "sentences": 40,
+            "sentences": 60,
         }
     ),
-    "probes": Small({"sentences": 40, "peer_layers": (0,), "peer_iterations": 5, "blocks": (1, 2)}),
+    "probes": Small({"sentences": 60, "peer_layers": (0,), "peer_iterations": 5, "blocks": (1, 2)}),
     "queries": Small({"sentences": 60, "neurons": 4}),
     "replay": Small(
-        {"shapes": {"small": (2, 700)}, "blocks": 2, "block_rows": 512, "sentences": 40},
+        {"shapes": {"small": (2, 700)}, "blocks": 2, "block_rows": 512, "sentences": 60},
         {"shapes": {"SmolLM2-135M": (30, 1536)}, "blocks": 2, "block_rows": 2048, "sentences": 100},
     ),
     "reproduction": Small(
