@@ -1,7 +1,6 @@
 """Run benchmarks by name: ``python -m benchmarks extraction memory``; ``compare`` is what `make bench` runs."""
 
 import argparse
-import ast
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -25,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Records go into benchmarks/results, those of --quick into build/bench-quick.",
-        epilog="\n".join(f"  {name:12s} {_about(name)}" for name in ("compare", *names)),
+        epilog="\n".join(f"  {name:12s} {compare.about(name).partition(chr(10))[0]}" for name in ("compare", *names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to run, in this order; all: every benchmark in full")
@@ -52,18 +51,12 @@ def main(arguments: Sequence[str]) -> int:
     status = 0
     for name in NAMES if "all" in given.names else given.names:
         if name == "compare":
+            common.corpora()  # says at once when there are none
             parts = compare.parts(given.size, common.RESULTS)
             status = compare.compare(parts, common.RESULTS / compare.FILE, patience=given.patience)
         else:
             import_module(f"benchmarks.{name}").run(**small.arguments(name, given.size))
     return status
-
-
-def _about(name: str) -> str:
-    module = ast.parse(
-        (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
-    )  # not imported: that takes seconds
-    return (ast.get_docstring(module) or "").splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ it. The limits add up to what the command promises: an hour, or five minutes wit
 file with its error, and what has ended is in the file whenever the command ends.
 """
 
+import ast
 import contextlib
 import os
 import signal
@@ -32,6 +33,8 @@ class Part:
     """One benchmark of the comparison."""
 
     title: str
+    about: str = ""
+    """What is measured and how, shown above the figures."""
     command: tuple[str, ...]
     """Prints Markdown; what it says while it runs goes to its standard error."""
     limit_s: float
@@ -71,11 +74,17 @@ def parts(size: str, folder: Path) -> list[Part]:
     """Return the parts of the full or quick comparison, whose records go into `folder`."""
     own = (sys.executable, "-m", "benchmarks", "--size", size, "--results", str(folder))
     found = [
-        Part(title=title, command=(*own, name), limit_s=full if size == "full" else quick)
+        Part(title=title, about=about(name), command=(*own, name), limit_s=full if size == "full" else quick)
         for name, title, full, quick in PARTS
     ]
-    # in full they share lakes, which lie under build/ afterwards; small ones are the parts' own
+    # which lie under build/ afterwards; small lakes are made by whoever is the first to want them
     return [Part(title=LAKE, command=(sys.executable, "-c", _LAKE), limit_s=LAKE_S), *found] if size == "full" else found
+
+
+def about(name: str) -> str:
+    """Return what a benchmark's module says of itself, without the seconds that importing it takes."""
+    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
 
 
 def compare(chosen: Sequence[Part], path: Path, *, patience: float = 1.0) -> int:
@@ -98,7 +107,7 @@ def compare(chosen: Sequence[Part], path: Path, *, patience: float = 1.0) -> int
         for part in chosen:
             _say(f"{part.title} (at most {part.limit_s * patience:.0f} s)")
             ended[part.title] = found = _run(part, part.limit_s * patience, lakes)
-            print(f"\n## {part.title}\n\n{tidy(found.output)}", flush=True)
+            print(f"\n## {part.title}\n\n{tidy(found.output)}".rstrip(), flush=True)
             _say(f"{part.title}: {_outcome(found)}, {found.seconds:.0f} s")
             _write(path, report(machine, chosen, ended))
             if found.error == _INTERRUPTED:
@@ -208,9 +217,12 @@ def report(machine: Mapping[str, Any], chosen: Sequence[Part], ended: Mapping[st
         ),
         f"| all | {total:.0f} s | |",
     ]
-    for title, found in ended.items():
-        lines += ["", f"## {title}", "", *([f"{_outcome(found)}.", ""] if found.error else []), tidy(found.output)]
-    return "\n".join(lines).rstrip() + "\n"
+    for part in chosen:
+        if part.title in ended:
+            found = ended[part.title]
+            paragraphs = (f"## {part.title}", part.about, f"{_outcome(found)}." if found.error else "", tidy(found.output))
+            lines += [line for paragraph in paragraphs if paragraph for line in ("", paragraph)]
+    return "\n".join(lines) + "\n"
 
 
 def _outcome(found: Ended) -> str:

@@ -22,7 +22,7 @@ SMALL: dict[str, Small] = {
     "encodings": Small({"share": 0.01, "step": 96, "layers": (0,), "names": ("int8a",)}),
     "explorer": Small({"sentences": 60, "pages": 3}),
     "extraction": Small({"blocks": 1, "block_rows": 512}),
-    "faults": Small({"step": 60, "flips": 80, "truncations": 20}),
+    "faults": Small({"step": 90, "flips": 40, "truncations": 8}),
     "growth": Small({"blocks": (8,), "growth": (2, 4), "sentences": 60}),
     "kill": Small({"rounds": 2}),
     "languages": Small({"models": ("smollm2",), "sentences": 12}),
