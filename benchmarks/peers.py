@@ -125,6 +125,7 @@ def run(
     *,
     block_rows: int | None = None,
     make_environments: bool = True,
+    bare_between: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Print the table of all tools, or of those named; interrupted, that of those measured so far.
@@ -139,6 +140,9 @@ def run(
         Of the lakes, by default as every lake's.
     make_environments
         Make those that are missing (some gigabytes, some minutes), or leave their tools out of the run.
+    bare_between
+        Run the bare forward passes between any two tools, or only before the first and after the last: all ratios are to the
+        mean of these two then, and a machine whose speed drifts is in them.
     seed
         Of the order.
     """
@@ -155,13 +159,19 @@ def run(
                 found = python = pythons[tool.name]
                 if isinstance(python, str):
                     found = _try(work.measure, tool, python)
-                    bare.append(work.measure(BARE, sys.executable))
+                    if bare_between:
+                        bare.append(work.measure(BARE, sys.executable))
                 if isinstance(found, NotRunError):
                     found = {"not_run": str(found)}
                 else:
-                    found["of_bare"] = float(_rate(found) / np.mean([_rate(run) for run in bare[-2:]]))
+                    found["of_bare"] = _of(found, bare[-2:])
                 rows[tool.name] = {**found, "note": tool.note}
                 print(f"{tool.name}: {_line(found)}", file=sys.stderr, flush=True)
+            if not bare_between:
+                bare.append(work.measure(BARE, sys.executable))
+                for found in rows.values():
+                    if "of_bare" in found:
+                        found["of_bare"] = _of(found, bare)
     except KeyboardInterrupt:
         if bare:
             print(table(bare, rows))
@@ -369,6 +379,10 @@ class Reference:
 
 def _rate(found: dict[str, Any]) -> float:
     return float(found["tokens"] / found["seconds"])
+
+
+def _of(found: dict[str, Any], bare: Sequence[dict[str, Any]]) -> float:
+    return float(_rate(found) / np.mean([_rate(run) for run in bare]))
 
 
 def _line(found: dict[str, Any]) -> str:

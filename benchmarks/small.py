@@ -31,7 +31,7 @@ SMALL: dict[str, Small] = {
     "objects": Small({"objects": 4, "small": 8, "repeats": 1, "rounds": 1, "seeds": 1}),
     "peers": Small(
         {"sentences": 12, "tools": ("neuronlake, int8a",), "bare_tokens": 100, "block_rows": 512},
-        {"sentences": 60, "bare_tokens": 1000, "block_rows": 1024, "make_environments": False},
+        {"sentences": 60, "bare_tokens": 1000, "block_rows": 1024, "make_environments": False, "bare_between": False},
     ),
     "planted": Small(
         {
