@@ -2,8 +2,8 @@
 
 Real SmolLM2 activations, float16: whole blocks of layers of the EWT dev lake, on top of each other, so that a layer is
 tall. Each format runs in a process of its own, on all cores where it can (`storage_formats` says how and why), writes from
-memory and syncs; reads are of a warm page cache but for the column that says cold; what an operation returns is compared with
-what was written before its time counts. A format that cannot be imported or fails is in the table with its error.
+memory and syncs; reads are of a warm page cache but for the column that says cold; what an operation returns is compared
+with what was written before its time counts. A format that cannot be imported or fails is in the table with its error.
 """
 
 import json

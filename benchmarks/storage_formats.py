@@ -1,8 +1,8 @@
 """The formats of benchmark `storage`: how each writes, scans, and reads columns and rows. ``run`` measures one of them.
 
 Everybody is handed whole layers, (rows, neurons) float16, in memory. Settings are those that were the fastest of what each
-library documents (docs/performance.md, "Storage"); who can use several threads gets one per core. A function per format writes
-to a path and returns what opens it for reading.
+library documents (docs/performance.md, "Storage"); who can use several threads gets one per core. A function per format
+writes to a path and returns what opens it for reading.
 """
 
 import os
@@ -140,7 +140,7 @@ def neuronlake(encoding: str, *, index: bool) -> tuple[Callable[[Path, Values, i
 
 
 def zarr_python(path: Path, values: Values) -> Opener:
-    """An array per layer with zarr-python's own chunks and codec; pieces in threads, which its event loop alone uses little."""
+    """An array per layer with zarr-python's own chunks and codec; pieces in threads, since its event loop alone uses few."""
     import zarr
 
     group = zarr.create_group(path)

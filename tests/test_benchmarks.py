@@ -55,8 +55,8 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
         ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
         (
             "storage",
-            "run(layers=2, blocks=2, tall_blocks=3, block_rows=1024, repeats=1, encodings=('int8a',), share=0.01)",
-            "| scan of float32 | ",
+            "run(layers=2, blocks=2, repeats=1, formats=('neuronlake int8a', 'npy, memory map'), sentences=60)",
+            "| npy, memory map | ",
         ),
         ("writers", "run(1, (2,), blocks=20, hosts=False)", "2 workers of a cluster: "),
     ],
