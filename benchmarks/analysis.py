@@ -11,6 +11,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ def run(
     peer_layers: int = 3,
     tools: Sequence[str] | None = None,
     sentences: int | None = None,
+    apart: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Print the table.
@@ -91,11 +93,13 @@ def run(
     peer_layers
         Layers that others are given, evenly spaced; the probe is of the middle one.
     tools
-        Functions of the rows, see `ROWS`; all by default. Ours always run.
+        Functions of the rows, see `ROWS`; all by default.
     sentences
         Only so many sentences of EWT dev, in a lake that is removed afterwards.
+    apart
+        Rows that share a library in a process of their own, or all in this one, but for NeuroX.
     """
-    chosen = [row for row in ROWS if tools is None or row.function in tools or row.function.startswith("lake_")]
+    chosen = [row for row in ROWS if tools is None or row.function in tools]
     with scratch() as name:
         folder = Path(name)
         root = ewt_lake("int8a") if sentences is None else small_lake(folder, sentences)
@@ -105,11 +109,12 @@ def run(
             groups.setdefault(_group(row), []).append(row.function)
         answers: Answers = {}
         for group in random.Random(seed).sample(sorted(groups), len(groups)):  # the machine's speed drifts
-            left = groups[group]
+            start, left = time.perf_counter(), groups[group]
             while left:  # after one that fails, the others are tried again
-                answers |= _answers({**job, "names": left}, folder)
+                answers |= _answers({**job, "names": left}, folder, apart)
                 left = [name for name in left if name not in answers]
-            print(f"{group}: {', '.join(groups[group])}", file=sys.stderr, flush=True)
+            seconds = time.perf_counter() - start
+            print(f"{group}: {', '.join(groups[group])}, {seconds:.1f} s", file=sys.stderr, flush=True)
         result = {
             **{name: job[name] for name in ("tokens", "labelled", "all_layers", "layers", "width", "train")},
             "rows": [_result(row, answers, job) for row in chosen],
@@ -167,7 +172,7 @@ def _rows(lake: Any) -> Any:
     return np.concatenate([np.arange(lake.block_rows) + block * lake.block_rows for block in lake.blocks])
 
 
-def _answers(job: dict[str, Any], folder: Path) -> Answers:
+def _answers(job: dict[str, Any], folder: Path, apart: bool) -> Answers:
     """Run some functions in a process: what each found, up to the first that failed, and why that one did."""
     path = folder / "job.json"
     path.write_text(json.dumps(job))
@@ -179,7 +184,10 @@ def _answers(job: dict[str, Any], folder: Path) -> Answers:
             return {name: {"not_run": str(python)} for name in job["names"]}
         command = [python, str(SCRIPTS / _NEUROX.script), str(path)]
         environment.pop("PYTHONPATH", None)
-    failed = _try(_call, command, environment)
+    if apart or command[0] != sys.executable:
+        failed = _try(_call, command, environment)
+    else:
+        failed = analysis_work.main(job)
     found: Answers = {}
     for name in job["names"]:
         kept = folder / f"found-{name}.npz"
@@ -267,7 +275,7 @@ def _result(row: Row, answers: Answers, job: dict[str, Any]) -> dict[str, Any]:
     source = SCRIPTS / _NEUROX.script if row.function.startswith("neurox_") else None
     settings = (getattr(analysis_work, row.function, None).__doc__ or "") if source is None else f"see {source.name}"
     about = {"task": row.task, "tool": row.tool, "settings": " ".join(settings.split())}
-    found, ours = answers[row.function], answers[row.reference]
+    found, ours = answers[row.function], answers.get(row.reference, {"not_run": "not chosen"})
     if "not_run" in found:
         return {**about, "not_run": found["not_run"]}
     figures: dict[str, Any] = {**about, "seconds": float(found["seconds"]), "peak_bytes": int(found["peak"])}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import storage_measure
 from benchmarks.common import ewt_lake, keep, scratch, small_lake
 from benchmarks.limits import copy_rate
 from benchmarks.peers import NotRunError, _call
@@ -39,6 +40,8 @@ def run(
     repeats: int = REPEATS,
     formats: Sequence[str] | None = None,
     sentences: int | None = None,
+    block_rows: int | None = None,
+    apart: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Print the table.
@@ -46,11 +49,15 @@ def run(
     Parameters
     ----------
     layers, blocks
-        Shape of what is written; a block has 8,192 rows (1,024 with `sentences`).
+        Shape of what is written.
     formats
         Their names; all by default.
     sentences
-        Only so many sentences of EWT dev, in a lake that is removed afterwards.
+        Values of only so many sentences of EWT dev, in a lake that is removed afterwards.
+    block_rows
+        Rows of a block; by default the lake's. If it has fewer rows, blocks mix the layers that they are taken from.
+    apart
+        Each format in a process of its own, or all in this one.
     """
     chosen = [name for name in (*LAKES, *PEERS) if formats is None or name in formats]
     lakes = [name for name in chosen if name in LAKES]
@@ -59,14 +66,14 @@ def run(
     found: dict[str, dict[str, Any]] = {}
     with scratch() as name:
         folder = Path(name)
-        values, block_rows = _real_values(folder, layers, blocks, sentences)
+        values, block_rows = _real_values(folder, layers, blocks, sentences, block_rows)
         job = {**_saved(values, folder), "folder": str(folder), "report": str(folder / "report.json")}
         job |= {"repeats": repeats, "block_rows": block_rows}
         copying = copy_rate(values)
         shape = (layers, *values[0].shape)
         del values
         for names in jobs:
-            found |= _measured({**job, "names": names}, folder)
+            found |= _measured({**job, "names": names}, folder) if apart else storage_measure.main({**job, "names": names})
             ended = {found[each].get("not_run", "done") for each in names}
             print(f"{'; '.join(names)}: {'; '.join(ended)}", file=sys.stderr, flush=True)
     result = {
@@ -90,15 +97,17 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _real_values(folder: Path, layers: int, blocks: int, sentences: int | None) -> tuple[list[NDArray[np.float16]], int]:
-    """Return (rows, neurons) of each layer, and the rows of a block, each of which is of one layer of the model."""
+def _real_values(
+    folder: Path, layers: int, blocks: int, sentences: int | None, block_rows: int | None
+) -> tuple[list[NDArray[np.float16]], int]:
+    """Return (rows, neurons) of each layer, and the rows of a block."""
     from neuronlake.store import open_lake
 
     lake = open_lake(ewt_lake() if sentences is None else small_lake(folder, sentences))
     used = np.concatenate([block * lake.block_rows + np.arange(commit.rows) for block, commit in enumerate(lake.commits)])
-    whole = max(1, len(used) // lake.block_rows)
-    used = np.resize(used, whole * lake.block_rows)
-    taken = -(-blocks // whole)  # layers of the model on top of each other
+    height = block_rows or lake.block_rows
+    used = used[: len(used) // height * height or None]  # whole blocks of a layer of the model, if it has one
+    taken = -(-blocks * height // len(used))  # layers of the model on top of each other
     step = max(1, len(lake.layers) // (layers * taken))
     values = []
     for layer in range(layers):
@@ -106,8 +115,8 @@ def _real_values(folder: Path, layers: int, blocks: int, sentences: int | None) 
             lake.read(layer=lake.layers[(layer * taken + part) * step % len(lake.layers)], rows=used).astype(np.float16)
             for part in range(taken)
         ]
-        values.append(np.concatenate(pieces)[: blocks * lake.block_rows])
-    return values, lake.block_rows
+        values.append(np.concatenate(pieces)[: blocks * height])
+    return values, height
 
 
 def _saved(values: list[NDArray[np.float16]], folder: Path) -> dict[str, Any]:
