@@ -18,6 +18,7 @@ from neuronlake.store.tables import SENTENCE_LABELS
 
 SUBWORD_POLICIES = ("last", "first", "all")
 MIN_TOKENS = 2  # a variance needs two
+_KEPT = {"document": np.int32, "sentence": np.int64, "word": np.int64}
 _MAX_TAGS = int(np.iinfo(np.int16).max)
 _NAME = re.compile(r"[^\W\d]\w*(?:[.:]\w+)*")
 _PART = re.compile(_NAME.pattern + r"(?:\[\w+\])?")  # Number[psor] is a name among others; alone, form[1] is SQL
@@ -228,18 +229,31 @@ def token_labels(
     """
     request = LabelRequest(by=by, where=where, subword=subword, shift=shift)
     columns, label, predicate = _read(source, by, where)
-    table = source.tokens(labels=_token_columns(source, columns, shift, [label, predicate]))
-    if label is None:
-        found, values = join_rows([column_rows(source, table, column, shift) for column in columns], by)
-    else:
-        found, values = sql_rows(source, table, label, shift)
-    documents = numpy_column(table, "document").astype(np.int32)
-    keep = _counted(table, subword)
-    if keep_documents is not None:
-        keep &= np.isin(documents, np.fromiter(keep_documents, dtype=np.int64))
-    if predicate is not None:
-        keep = _filtered(table, keep, predicate, request)
-    codes, tags = _compact(np.where(keep, found, -1), values, by)
+    wanted = _token_columns(source, columns, shift, [label, predicate])
+    chosen = None if keep_documents is None else np.fromiter(keep_documents, dtype=np.int64)
+    # a column's value is the same whatever the other rows are: block by block the token table of a tall lake, 150 bytes a
+    # row with what is made of it, need not be in memory
+    alone = len(columns) == 1 and predicate is None and not shift and len(source.blocks) > 0
+    found: list[tuple[NDArray[np.int32], list[str]]] = []
+    rows: list[dict[str, NDArray[Any]]] = []
+    for blocks in [[block] for block in source.blocks] if alone else [None]:
+        table = source.tokens(labels=wanted, blocks=blocks)
+        if label is None:
+            numbers, values = join_rows([column_rows(source, table, column, shift) for column in columns], by)
+        else:
+            numbers, values = sql_rows(source, table, label, shift)
+        # copies: what Arrow lends would keep the table
+        own = {name: np.array(numpy_column(table, name), dtype=kind) for name, kind in _KEPT.items()}
+        keep = _counted(table, subword)
+        if chosen is not None:
+            keep &= np.isin(own["document"], chosen)
+        if predicate is not None:
+            keep = _filtered(table, keep, predicate, request)
+        found.append((np.where(keep, numbers, np.int32(-1)), values))
+        rows.append(own)
+        del table
+    codes, tags = _compact(*_merged(found), by)
+    whole = {name: np.concatenate([part.pop(name) for part in rows]) for name in _KEPT}
     return LabelVector(
         codes=codes,
         tags=tags,
@@ -248,9 +262,9 @@ def token_labels(
         subword=subword,
         shift=shift,
         dropped={},
-        documents=documents,
-        sentences=numpy_column(table, "sentence").astype(np.int64),
-        words=numpy_column(table, "word").astype(np.int64),
+        documents=whole["document"],
+        sentences=whole["sentence"],
+        words=whole["word"],
         blocks=tuple(source.blocks),
         block_rows=source.block_rows,
         added=_identities(source, columns, label, predicate),
@@ -375,6 +389,18 @@ def _filtered(table: Any, keep: NDArray[np.bool_], predicate: Expression, reques
 def _settings(chosen: LabelRequest | LabelVector) -> str:
     where = "" if chosen.where is None else f", where={chosen.where!r}"
     return f"subword={chosen.subword!r}, shift={chosen.shift}{where}"
+
+
+def _merged(parts: Sequence[tuple[NDArray[np.int32], list[str]]]) -> tuple[NDArray[np.int32], list[str]]:
+    """Put rows together that were numbered by values of their own: codes (rows,), −1 stays, and the values of all."""
+    if len(parts) == 1:
+        return parts[0]
+    place: dict[str, int] = {}
+    codes = []
+    for of_part, values in parts:
+        again = np.array([*(place.setdefault(value, len(place)) for value in values), -1], dtype=np.int32)
+        codes.append(again[of_part])  # the last entry is for −1
+    return np.concatenate(codes), list(place)
 
 
 def _compact(codes: NDArray[Any], values: list[str], by: str) -> tuple[NDArray[np.int16], tuple[str, ...]]:

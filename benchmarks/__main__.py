@@ -9,12 +9,12 @@ from pathlib import Path
 from benchmarks import common, compare, small
 
 NAMES = (
-    "alignment", "encodings", "explorer", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory",
+    "alignment", "analysis", "encodings", "explorer", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory",
     "neighbours", "objects", "peers", "planted", "probes", "queries", "reference", "replay", "reproduction", "scaling",
     "statistics", "storage", "writers",
 )  # fmt: skip
 
-APART = ("vllm",)  # run by name only: in the environment of `make test-vllm`
+APART = ("filters", "vllm")  # run by name only: an hour; in the environment of `make test-vllm`
 QUICK = common.ROOT / "build" / "bench-quick"
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import FrozenInstanceError
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from lakes import make_spec, plan_lake, random_sentences, synthetic_lake, write_blocks
 from memory_lake import MemoryLake
@@ -51,6 +52,42 @@ def test_policies_and_shifts(subword, shift):
     assert labels.counts.tolist() == [expected.count(tag) for tag in labels.tags]
     assert labels.tokens == sum(labels.counts)
     assert (labels.by, labels.subword, labels.shift) == ("upos", subword, shift)
+
+
+def test_blocks_with_other_values_and_without_any(tmp_path):
+    # values come in another order in every block, some in one only; a block holds no label at all
+    tags = iter([*"BBA", *["A"] * 30, *[""] * 40, *"CAB" * 12])
+    spec = make_spec(layers=1, neurons=2, block_rows=16, chunk_neurons=2, encoding="float16")
+    sentences = random_sentences(np.random.default_rng(3), 109, tags=("?",))
+    for sequence in sentences:
+        for word in sequence.sentences[0].words:
+            tag = next(tags)
+            word.labels["upos"] = tag
+            if not tag:
+                del word.labels["upos"]
+    record, rows = plan_lake(tmp_path, spec, sentences)
+    write_blocks(tmp_path, spec, record, rows, np.zeros((1, 109, 2), dtype=np.float32))
+    lake = open_lake(tmp_path)
+    labels = token_labels(lake, "upos", min_tokens=1)
+    assert as_tags(labels) == expected_labels(lake, "upos", "last", 0)
+    assert labels.tags == ("A", "B", "C")
+    table = lake.tokens()
+    for name, own in (("document", labels.documents), ("sentence", labels.sentences), ("word", labels.words)):
+        np.testing.assert_array_equal(own, table.column(name).to_numpy())
+
+
+def test_memory_of_labels_is_that_of_a_block(tmp_path):
+    synthetic_lake(tmp_path, tokens=2000, layers=1, neurons=2, block_rows=256)
+    lake = open_lake(tmp_path)
+    whole = lake.tokens(labels=["upos"]).nbytes
+    token_labels(lake, "upos")  # whatever is read once
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        token_labels(lake, "upos")
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < pool.max_memory() < whole / 2
 
 
 @pytest.mark.parametrize("shift", [0, 2])
