@@ -9,9 +9,9 @@ from pathlib import Path
 from benchmarks import common, compare, small
 
 NAMES = (
-    "alignment", "analysis", "encodings", "explorer", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory",
-    "neighbours", "objects", "peers", "planted", "probes", "queries", "reference", "replay", "reproduction", "scaling",
-    "statistics", "storage", "writers",
+    "alignment", "analysis", "encodings", "explorer", "extraction", "faults", "fidelity", "growth", "kill", "languages",
+    "memory", "neighbours", "objects", "peers", "planted", "probes", "queries", "reference", "replay", "reproduction",
+    "scaling", "statistics", "storage", "writers",
 )  # fmt: skip
 
 APART = ("filters", "vllm")  # run by name only: an hour; in the environment of `make test-vllm`

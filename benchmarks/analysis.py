@@ -84,6 +84,7 @@ def run(
     tools: Sequence[str] | None = None,
     sentences: int | None = None,
     apart: bool = True,
+    make_environments: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Print the table.
@@ -98,12 +99,14 @@ def run(
         Only so many sentences of EWT dev, in a lake that is removed afterwards.
     apart
         Rows that share a library in a process of their own, or all in this one, but for NeuroX.
+    make_environments
+        Make NeuroX' one where it is missing, or leave NeuroX out of the run.
     """
     chosen = [row for row in ROWS if tools is None or row.function in tools]
     with scratch() as name:
         folder = Path(name)
         root = ewt_lake("int8a") if sentences is None else small_lake(folder, sentences)
-        job = _job(linked(root, folder / "copy"), folder, peer_layers, seed)
+        job = _job(linked(root, folder / "copy"), folder, peer_layers, seed) | {"make_environments": make_environments}
         groups: dict[str, list[str]] = {}
         for row in chosen:
             groups.setdefault(_group(row), []).append(row.function)
@@ -179,7 +182,7 @@ def _answers(job: dict[str, Any], folder: Path, apart: bool) -> Answers:
     environment = dict(os.environ)
     command = [sys.executable, "-m", "benchmarks.analysis_work", str(path)]
     if job["names"][0].startswith("neurox_"):
-        python = _try(_python, _NEUROX)
+        python = _try(_python, _NEUROX, job["make_environments"])
         if isinstance(python, NotRunError):
             return {name: {"not_run": str(python)} for name in job["names"]}
         command = [python, str(SCRIPTS / _NEUROX.script), str(path)]

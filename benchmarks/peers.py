@@ -193,7 +193,7 @@ def _try(call: Any, *arguments: Any) -> Any:
 # ---- environments -----------------------------------------------------------------------------------------------------
 
 
-def _python(tool: Tool, make: bool) -> str:
+def _python(tool: Tool, make: bool = True) -> str:
     """Return the tool's interpreter, its environment made if need be and if that is wanted."""
     if tool.python is None and tool.environment is None:
         return sys.executable

@@ -19,11 +19,40 @@ class Small:
 
 SMALL: dict[str, Small] = {
     "alignment": Small({"pattern": "en_pud*"}),
+    "analysis": Small(
+        {
+            "peer_layers": 1,
+            "tools": ("lake_moments", "numpy_moments", "lake_top", "npy_top"),
+            "sentences": 60,
+            "apart": False,
+        },
+        {"peer_layers": 1, "sentences": 120, "make_environments": False},
+    ),
     "encodings": Small({"share": 0.01, "step": 96, "layers": (0,), "names": ("int8a",)}),
     "explorer": Small({"sentences": 60, "pages": 3}),
     "extraction": Small({"blocks": 1, "block_rows": 512}),
     "faults": Small({"step": 90, "flips": 40, "truncations": 8}),
-    "growth": Small({"blocks": (8,), "growth": (2, 4), "sentences": 60}),
+    "growth": Small(
+        {
+            "sizes": (1, 2),
+            "works": ("extraction", "statistics", "one column"),
+            "apart": ("one column",),
+            "blocks": {"tall": 1, "wide": 1, "blocks": 1},
+            "tokens": 100,
+            "rounds": 1,
+            "sentences": 60,
+            "filtered": (8,),
+        },
+        {
+            "sizes": (1, 2, 4),
+            "works": ("extraction", "statistics", "top 64 tokens in context", "one column", "LDA probe"),
+            "apart": (),
+            "blocks": {"tall": 4, "wide": 1, "blocks": 1},
+            "tokens": 150,
+            "rounds": 1,
+            "sentences": 120,
+        },
+    ),
     "kill": Small({"rounds": 2}),
     "languages": Small({"models": ("smollm2",), "sentences": 12}),
     "memory": Small({"sentences": 40, "factor": 2}),
@@ -50,7 +79,7 @@ SMALL: dict[str, Small] = {
     "queries": Small({"sentences": 60, "neurons": 4}),
     "replay": Small(
         {"shapes": {"small": (2, 700)}, "blocks": 2, "block_rows": 512, "sentences": 60},
-        {"shapes": {"SmolLM2-135M": (30, 1536)}, "blocks": 2, "block_rows": 2048, "sentences": 100},
+        {"shapes": {"SmolLM2-135M": (30, 1536)}, "blocks": 1, "block_rows": 2048, "sentences": 120},
     ),
     "reproduction": Small(
         {
@@ -66,15 +95,8 @@ SMALL: dict[str, Small] = {
     "scaling": Small({"sentences": 60, "layers": 2, "repeats": 1, "pieces": 40}),
     "statistics": Small({"sentences": 60, "layers": 2, "repeats": 1, "peer_layers": 1}),
     "storage": Small(
-        {
-            "layers": 2,
-            "blocks": 2,
-            "tall_blocks": 3,
-            "block_rows": 1024,
-            "repeats": 1,
-            "encodings": ("int8a",),
-            "share": 0.01,
-        }
+        {"layers": 2, "blocks": 2, "repeats": 1, "formats": ("neuronlake int8a", "npy, memory map"), "sentences": 60},
+        {"layers": 2, "blocks": 8, "repeats": 1, "sentences": 120},
     ),
     "writers": Small({"rounds": 1, "writers": (2,), "blocks": 20, "hosts": False}),
 }

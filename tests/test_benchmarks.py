@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 SHOWN = {
     "alignment": "en_pud-ud-test.conllu.gz | 397 | 1,000 | 21,180",
+    "analysis": "| numpy memory map, column | ",
     "encodings": "| int8a | ",
     "explorer": "| neuron on a tag | ",
     "extraction": "| neuronlake | ",
@@ -32,7 +33,7 @@ SHOWN = {
     "reproduction": "| tag | words | neurons | own Δ | others |",
     "scaling": "identical to threads: True",
     "statistics": "| dask.array, a tag at a time | ",
-    "storage": "| scan of float32 | ",
+    "storage": "| npy, memory map | ",
     "writers": "2 workers of a cluster: ",
 }
 
