@@ -2,7 +2,8 @@
 
 Settings. Its loader gives float32 matrices (tokens, neurons): the values of the same float16 files are handed over as such,
 and reading them counts. Probeless has nothing to choose; it is asked for all tags at once. The probe is trained on
-standardised features with the function's own ten epochs, batches of 32 and learning rate 0.001, without a penalty (its default).
+standardised features with the function's own ten epochs, batches of 32 and learning rate 0.001, without a penalty: all its
+defaults.
 """
 
 import contextlib
