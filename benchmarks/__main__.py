@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 NAMES = (
-    "alignment", "encodings", "explorer", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory",
+    "alignment", "analysis", "encodings", "explorer", "extraction", "faults", "fidelity", "growth", "kill", "languages", "memory",
     "neighbours", "objects", "peers", "planted", "probes", "queries", "reference", "replay", "reproduction", "scaling",
     "statistics", "storage", "writers",
 )  # fmt: skip

@@ -5,6 +5,7 @@ have. Others start from what they read fastest: layers of the same values as flo
 tokens that carry a tag, tags as numbers. Ours starts from the lake. Imports and compilation do not count.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -424,8 +425,9 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Begin a new peak."""
-    Path("/proc/self/clear_refs").write_text("5")
+    """Begin a new peak, where the system lets a process do so."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main(given: dict[str, Any]) -> None:

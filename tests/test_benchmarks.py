@@ -17,6 +17,12 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
     ("name", "call", "shown"),
     [
         ("alignment", "run('en_pud*')", "en_pud-ud-test.conllu.gz | 397 | 1,000 | 21,180"),
+        (
+            "analysis",
+            "run(peer_layers=1, sentences=60, apart=False, tools=('lake_moments', 'numpy_moments', 'flox_moments', "
+            "'dask_moments', 'lake_probeless', 'lake_asked_again', 'lake_top', 'npy_top'))",
+            "| numpy memory map, column | ",
+        ),
         ("encodings", "run(0.01, 96, (0,), ('int8a',))", "| int8a | "),
         ("explorer", "run(sentences=60, pages=3)", "| neuron on a tag | "),
         ("extraction", "run(1, 512)", "| neuronlake | "),
@@ -52,10 +58,10 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
             "cores that keep up with 20,000 tokens/s",
         ),
         ("scaling", "run(sentences=60, layers=2, repeats=1, pieces=40)", "identical to threads: True"),
-        ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
+        ("statistics", "run(sentences=60, layers=2, repeats=1)", "| all and on request | "),
         (
             "storage",
-            "run(layers=2, blocks=2, repeats=1, formats=('neuronlake int8a', 'npy, memory map'), sentences=60)",
+            "run(layers=2, blocks=2, repeats=1, formats=('neuronlake int8a', 'npy, memory map'), sentences=60, apart=False)",
             "| npy, memory map | ",
         ),
         ("writers", "run(1, (2,), blocks=20, hosts=False)", "2 workers of a cluster: "),
