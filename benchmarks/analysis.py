@@ -187,10 +187,8 @@ def _answers(job: dict[str, Any], folder: Path, apart: bool) -> Answers:
             return {name: {"not_run": str(python)} for name in job["names"]}
         command = [python, str(SCRIPTS / _NEUROX.script), str(path)]
         environment.pop("PYTHONPATH", None)
-    if apart or command[0] != sys.executable:
-        failed = _try(_call, command, environment)
-    else:
-        failed = analysis_work.main(job)
+    here = not apart and command[0] == sys.executable
+    failed = analysis_work.main(job) if here else _try(_call, command, environment)
     found: Answers = {}
     for name in job["names"]:
         kept = folder / f"found-{name}.npz"

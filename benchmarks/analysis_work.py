@@ -5,6 +5,7 @@ have. Others start from what they read fastest: layers of the same values as flo
 tokens that carry a tag, tags as numbers. Ours starts from the lake. Imports and compilation do not count.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -120,12 +121,12 @@ def lake_asked_again(job: Job) -> Found:
 def _lake_probe(job: Job, make: Callable[[], Any]) -> Found:
     from neuronlake.analysis import labelled_matrix
 
-    def work() -> Any:
+    def work(train: NDArray[Any] = job.train) -> Any:
         X, y, _ = labelled_matrix(job.lake(), "upos", layer=job.given["probe_layer"])
-        probe = make().fit(X[job.train], y[job.train])
+        probe = make().fit(X[train], y[train])
         return probe.predict(X[~job.train])
 
-    work()  # compiles
+    work(np.flatnonzero(job.train)[:6000])  # compiles
     seconds, found = timed(work)
     numbers = {tag: number for number, tag in enumerate(job.given["tags"])}
     return {"seconds": seconds, "layers": 1, "predicted": np.array([numbers[tag] for tag in found])}
@@ -194,19 +195,21 @@ def lake_top_nouns(job: Job) -> Found:
 def flox_moments(job: Job) -> Found:
     """xarray's groupby with flox: sums of x, x² and x > 0 in float64, over pieces of neurons that hold all tokens.
 
-    Within such a piece every group is whole: nothing is left to combine, and no row is moved.
+    Within such a piece every group is whole: nothing is left to combine, and no row is moved. Of its engines NumPy's was the
+    fastest here, by a third.
     """
     import dask.array as da
     import xarray as xr
 
     tag = xr.DataArray(job.codes, dims="row", name="tag")
 
-    def layer_sums(layer: int) -> Any:
-        array = da.from_array(job.labelled(layer), chunks=(-1, 128), name=False)
+    def layer_sums(layer: int, neurons: int | None = None) -> Any:
+        array = da.from_array(job.labelled(layer)[:, :neurons], chunks=(-1, 128), name=False)
         wide = xr.DataArray(array, dims=("row", "neuron")).astype(np.float64)
         sums = xr.Dataset({"x": wide, "square": wide * wide, "active": (wide > 0).astype(np.float64)})
-        return sums.groupby(tag).sum(engine="flox", method="blockwise").compute()
+        return sums.groupby(tag).sum(engine="numpy", method="blockwise").compute()
 
+    layer_sums(job.layers[0], 8)  # imports
     return _from_sums(job, *timed(lambda: [layer_sums(layer) for layer in job.layers]))
 
 
@@ -234,15 +237,16 @@ def dask_moments(job: Job) -> Found:
 
     rows = [np.flatnonzero(job.codes == code) for code in range(job.tags)]
 
-    def work() -> list[Any]:
+    def work(neurons: int | None = None) -> list[Any]:
         found = []
         for layer in job.layers:
-            array = da.from_array(job.labelled(layer), chunks=(8192, -1), name=False)
+            array = da.from_array(job.labelled(layer)[:, :neurons], chunks=(8192, -1), name=False)
             for chosen in rows:
                 part = array[chosen].astype(np.float64)
                 found.append(dask.compute(part.mean(axis=0), part.var(axis=0, ddof=1), (part > 0).mean(axis=0)))
         return found
 
+    work(8)  # imports
     seconds, found = timed(work)
     shape = (len(job.layers), job.tags, -1)
     names = ("mean", "variance", "active")
@@ -421,8 +425,9 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Begin a new peak."""
-    Path("/proc/self/clear_refs").write_text("5")
+    """Begin a new peak, where the system lets a process do so."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main(given: dict[str, Any]) -> None:

@@ -22,7 +22,10 @@ SMALL: dict[str, Small] = {
     "analysis": Small(
         {
             "peer_layers": 1,
-            "tools": ("lake_moments", "numpy_moments", "lake_top", "npy_top"),
+            "tools": (
+                *("lake_moments", "numpy_moments", "flox_moments", "dask_moments", "lake_probeless", "lake_asked_again"),
+                *("lake_top", "npy_top"),
+            ),
             "sentences": 60,
             "apart": False,
         },
@@ -93,9 +96,16 @@ SMALL: dict[str, Small] = {
         }
     ),
     "scaling": Small({"sentences": 60, "layers": 2, "repeats": 1, "pieces": 40}),
-    "statistics": Small({"sentences": 60, "layers": 2, "repeats": 1, "peer_layers": 1}),
+    "statistics": Small({"sentences": 60, "layers": 2, "repeats": 1}),
     "storage": Small(
-        {"layers": 2, "blocks": 2, "repeats": 1, "formats": ("neuronlake int8a", "npy, memory map"), "sentences": 60},
+        {
+            "layers": 2,
+            "blocks": 2,
+            "repeats": 1,
+            "formats": ("neuronlake int8a", "npy, memory map"),
+            "sentences": 60,
+            "apart": False,
+        },
         {"layers": 2, "blocks": 8, "repeats": 1, "sentences": 120},
     ),
     "writers": Small({"rounds": 1, "writers": (2,), "blocks": 20, "hosts": False}),

@@ -32,7 +32,7 @@ SHOWN = {
     "replay": "cores that keep up with 20,000 tokens/s",
     "reproduction": "| tag | words | neurons | own Δ | others |",
     "scaling": "identical to threads: True",
-    "statistics": "| dask.array, a tag at a time | ",
+    "statistics": "| all and on request | ",
     "storage": "| npy, memory map | ",
     "writers": "2 workers of a cluster: ",
 }
