@@ -174,7 +174,7 @@ class Run:
             yield place, result
 
     def _gather(self, ended: Sequence[Any]) -> Sequence[Any]:
-        """Results of pieces that have ended; they are done again where their worker is lost before it could hand them over."""
+        """Results of pieces that have ended; done again where their worker is lost before it could hand them over."""
         try:
             return self._client.gather(ended)  # type: ignore[no-any-return]
         except CancelledError:

@@ -157,7 +157,7 @@ def test_a_question_outlives_its_workers(lake, workers, victims):
         assert not set(doomed) <= set(cluster.client.run(os.getpid).values())
 
 
-def test_results_that_are_lost_while_they_are_fetched_are_computed_again(workers, tmp_path, monkeypatch):
+def test_results_that_are_lost_while_they_are_fetched_are_computed_again(workers, monkeypatch):
     arguments = [{"place": place} for place in range(20)]
     with Cluster(workers.scheduler_address) as cluster:
         fetch, killed = cluster.client.gather, []
