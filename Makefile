@@ -47,8 +47,9 @@ docs: install
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html -d build/doctrees docs build/site
 	@echo build/site/index.html
 
+# All cores, within an hour, into benchmarks/results; with QUICK=1 within five minutes, into build/bench-quick.
 bench: install
-	$(BIN)/python -m benchmarks all
+	$(BIN)/python -m benchmarks compare $(if $(QUICK),--quick)
 
 clean:
 	rm -rf .venv .venv-vllm build demo *.egg-info

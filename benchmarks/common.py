@@ -7,11 +7,12 @@ import os
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,27 @@ def ewt_train_lake(share: float = SHARE) -> Path:
 
 
 def small_lake(folder: Path, sentences: int) -> Path:
-    """Extract some sentences of EWT dev into a lake of small blocks below `folder`."""
+    """Return a lake of some sentences of EWT dev, of small blocks, below `folder`.
+
+    It is a copy where NEURONLAKE_SMALL_LAKES names a folder: those of one size are extracted there once, for all benchmarks.
+    """
+    shared = os.environ.get("NEURONLAKE_SMALL_LAKES")
+    root = folder / "small.lake"
+    if shared is None:
+        return _extract_small(root, sentences)
+    source = Path(shared) / f"{sentences}.lake"
+    if not source.exists():
+        making = _extract_small(source.with_suffix(".making"), sentences)
+        making.rename(source)
+    return Path(shutil.copytree(source, root))
+
+
+def _extract_small(root: Path, sentences: int) -> Path:
     from neuronlake.extractor import ConlluCorpus, ExtractSettings, extract, resolve_model
 
     corpus = ConlluCorpus(paths=(corpora() / EWT_DEV,), limit_sentences=sentences)
-    extract(folder / "small.lake", corpus, resolve_model(smollm2()), ExtractSettings(block_rows=1024))
-    return folder / "small.lake"
+    extract(root, corpus, resolve_model(smollm2()), ExtractSettings(block_rows=1024))
+    return root
 
 
 def whole_train_lake() -> Path:
@@ -147,19 +163,30 @@ def machine() -> dict[str, Any]:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    names = ("neuronlake", "torch", "transformers", "zarr", "numcodecs", "numpy", "numba", "dask", "scikit-learn")
+    names = (
+        *("neuronlake", "torch", "transformers", "zarr", "numcodecs", "numpy", "numba", "dask", "scikit-learn"),
+        *("blosc2", "flox", "h5py", "pyarrow", "tensorstore", "xarray"),
+    )
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": model,
         "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * resource.getpagesize(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
+        "versions": {name: version(name) for name in names if _installed(name)},
         "page_size": resource.getpagesize(),
     }
 
 
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
 def keep(name: str, result: dict[str, Any]) -> None:
     """Write a benchmark's record."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"benchmark": name, "machine": machine(), "result": result}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -23,9 +23,8 @@ import os, writing_run
 import torch, transformers
 import neuronlake.cli.main, neuronlake.extractor, neuronlake.extractor.model, neuronlake.extractor.extract
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-from neuronlake.store import ENCODINGS
-for encoding in ENCODINGS:
-    writing_run.Work(encoding=encoding).prepare_values().warm_up()
+from neuronlake.store.encodings import DEFAULT_ENCODING
+writing_run.Work(encoding=DEFAULT_ENCODING).prepare_values().warm_up()
 
 def work(request):
     null = os.open(os.devnull, os.O_WRONLY)

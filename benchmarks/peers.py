@@ -32,7 +32,10 @@ SENTENCES = 1000
 BATCH_TOKENS = 512
 BARE_TOKENS = 6000
 """Of each run of the bare forward passes."""
-TIMEOUT_S = 1800
+TIMEOUT_S = 300
+"""Of one tool: three times what the slowest takes, so that none costs the others their time."""
+INSTALL_S = 600
+"""Of one environment."""
 SCRIPTS = Path(__file__).parent / "peer_scripts"
 ENVIRONMENTS = ROOT / "build" / "peers"
 VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -51,9 +54,9 @@ class Tool:
     name: str
     script: str
     environment: str | None = None
-    """Name of its requirements and its folder; None: this one."""
+    """Name of its requirements and its folder; None: this one, or that of `python`."""
     python: Path | None = None
-    """An environment that something else makes."""
+    """Interpreter of an environment that the Makefile makes."""
     options: dict[str, Any] = field(default_factory=dict)
     tolerance: float = TOLERANCE
     runs: int = 1
@@ -121,27 +124,58 @@ def run(
     bare_tokens: int = BARE_TOKENS,
     *,
     block_rows: int | None = None,
+    make_environments: bool = True,
+    bare_between: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Print the table of all tools, or of those named; the lakes have their default blocks, or such small ones."""
+    """Print the table of all tools, or of those named; interrupted, that of those measured so far.
+
+    Parameters
+    ----------
+    sentences
+        Of EWT dev.
+    bare_tokens
+        Of each run of the bare forward passes.
+    block_rows
+        Of the lakes, by default as every lake's.
+    make_environments
+        Make those that are missing (some gigabytes, some minutes), or leave their tools out of the run.
+    bare_between
+        Run the bare forward passes between any two tools, or only before the first and after the last: all ratios are to the
+        mean of these two then, and a machine whose speed drifts is in them.
+    seed
+        Of the order.
+    """
     chosen = [tool for tool in TOOLS if tools is None or tool.name in tools]
     random.Random(seed).shuffle(chosen)
-    pythons = {tool.name: _try(_python, tool) for tool in chosen}
-    with scratch() as folder:
-        work = Work.make(Path(folder), sentences, bare_tokens, block_rows)
-        bare = [work.measure(BARE, sys.executable)]
-        rows: dict[str, dict[str, Any]] = {}
-        for tool in chosen:
-            found = python = pythons[tool.name]
-            if isinstance(python, str):
-                found = _try(work.measure, tool, python)
+    bare: list[dict[str, Any]] = []
+    rows = {tool.name: {"not_run": "interrupted", "note": tool.note} for tool in chosen}
+    try:
+        pythons = {tool.name: _try(_python, tool, make_environments) for tool in chosen}
+        with scratch() as folder:
+            work = Work.make(Path(folder), sentences, bare_tokens, block_rows)
+            bare.append(work.measure(BARE, sys.executable))
+            for tool in chosen:
+                found = python = pythons[tool.name]
+                if isinstance(python, str):
+                    found = _try(work.measure, tool, python)
+                    if bare_between:
+                        bare.append(work.measure(BARE, sys.executable))
+                if isinstance(found, NotRunError):
+                    found = {"not_run": str(found)}
+                else:
+                    found["of_bare"] = _of(found, bare[-2:])
+                rows[tool.name] = {**found, "note": tool.note}
+                print(f"{tool.name}: {_line(found)}", file=sys.stderr, flush=True)
+            if not bare_between:
                 bare.append(work.measure(BARE, sys.executable))
-            if isinstance(found, NotRunError):
-                found = {"not_run": str(found)}
-            else:
-                found["of_bare"] = float(_rate(found) / np.mean([_rate(run) for run in bare[-2:]]))
-            rows[tool.name] = {**found, "note": tool.note}
-            print(f"{tool.name}: {_line(found)}", file=sys.stderr, flush=True)
+                for found in rows.values():
+                    if "of_bare" in found:
+                        found["of_bare"] = _of(found, bare)
+    except KeyboardInterrupt:
+        if bare:
+            print(table(bare, rows))
+        raise
     result = {"sentences": sentences, "tokens": work.tokens, "order": list(rows), "bare": bare, "tools": rows}
     print(table(bare, rows))
     result["against_best_peer"] = against_best_peer(rows)
@@ -159,35 +193,42 @@ def _try(call: Any, *arguments: Any) -> Any:
 # ---- environments -----------------------------------------------------------------------------------------------------
 
 
-def _python(tool: Tool) -> str:
-    """Return the tool's interpreter, its environment made if need be."""
-    if tool.python is not None:
-        if not tool.python.is_file():
-            raise NotRunError(f"no {tool.python.relative_to(ROOT)}: make test-vllm makes it")
-        return str(tool.python)
-    if tool.environment is None:
+def _python(tool: Tool, make: bool = True) -> str:
+    """Return the tool's interpreter, its environment made if need be and if that is wanted."""
+    if tool.python is None and tool.environment is None:
         return sys.executable
-    requirements = SCRIPTS / f"requirements-{tool.environment}.txt"
-    folder = ENVIRONMENTS / tool.environment
-    python, stamp = folder / "bin" / "python", folder / ".installed"
-    wanted = requirements.read_text()
-    if not stamp.is_file() or stamp.read_text() != wanted:
-        print(f"making the environment of {tool.name}", file=sys.stderr, flush=True)
-        _call([sys.executable, "-m", "venv", "--clear", str(folder)], dict(os.environ))
+    environment = dict(os.environ)
+    if tool.python is not None:
+        python, stamp = tool.python, tool.python.parent.parent / ".installed"
+        ready = stamp.is_file()
+        makes = [["make", "--no-print-directory", f"PYTHON={sys.executable}", str(stamp.relative_to(ROOT))]]
+    else:
+        requirements = SCRIPTS / f"requirements-{tool.environment}.txt"
+        folder = ENVIRONMENTS / str(tool.environment)
+        python, stamp = folder / "bin" / "python", folder / ".installed"
+        wanted = requirements.read_text()
+        ready = stamp.is_file() and stamp.read_text() == wanted
         # without dependencies: the lists are complete, and NeuroX' metadata asks for versions of 2021
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        _call([*pip, "-r", str(requirements)], dict(os.environ))
-        stamp.write_text(wanted)
+        makes = [[sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, "-r", str(requirements)]]
+    if not ready:
+        if not make:
+            raise NotRunError("its environment is not made yet; the full form makes it")
+        print(f"making the environment of {tool.name}", file=sys.stderr, flush=True)
+        for command in makes:
+            _call(command, environment, INSTALL_S)
+        if tool.python is None:
+            stamp.write_text(wanted)
     return str(python)
 
 
-def _call(command: list[str], environment: dict[str, str]) -> None:
+def _call(command: list[str], environment: dict[str, str], limit_s: float = TIMEOUT_S) -> None:
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=limit_s
         )
     except subprocess.TimeoutExpired:
-        raise NotRunError(f"not done after {TIMEOUT_S} s") from None
+        raise NotRunError(f"not done after {limit_s:.0f} s") from None
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise NotRunError(lines[-1] if lines else f"exit status {done.returncode}")
@@ -338,6 +379,10 @@ class Reference:
 
 def _rate(found: dict[str, Any]) -> float:
     return float(found["tokens"] / found["seconds"])
+
+
+def _of(found: dict[str, Any], bare: Sequence[dict[str, Any]]) -> float:
+    return float(_rate(found) / np.mean([_rate(run) for run in bare]))
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import EWT_DEV, corpora, ewt_lake, keep, scratch, smollm2
-from benchmarks.storage import _codec_rates, _disk_rate
+from benchmarks.limits import codec_rates, disk_rate
 
 SHAPES = {"SmolLM2-135M": (30, 1536), "Llama-3-8B": (32, 14336)}
 TOKENS_PER_S = 20_000
@@ -81,8 +81,8 @@ def _shape(
     stored = found["written"]["neuronlake, int8a, no index"]["bytes_per_value"]
     floats = [layer.view(np.float16).astype(np.float32) for layer in values[: min(len(values), 4)]]
     chunk = layout.default_chunk_neurons(rows=rows, neurons=neurons, itemsize=2)
-    compressor, encoder = _codec_rates(floats, "int8a", chunk, 2)
-    disk = _disk_rate(folder / "disk", max(int(stored * count), 64 << 20)) / stored
+    compressor, encoder = codec_rates(floats, "int8a", chunk, 2)
+    disk = disk_rate(folder / "disk", max(int(stored * count), 64 << 20)) / stored
     found["limits"] = {"compressor alone": compressor, "encoder alone": encoder, "disk, at int8a's size": disk}
     limit = min(encoder, disk)
     for name in ("neuronlake, int8a", "neuronlake, int8a, no index"):

@@ -1,4 +1,4 @@
-"""Statistics against reading and decoding alone, against flox and dask.array; bytes, memory, phases on EWT train."""
+"""Statistics against reading and decoding alone; bytes, memory, phases on EWT train. Other tools: benchmark `analysis`."""
 
 import json
 import statistics
@@ -46,9 +46,7 @@ _BOTH = ("average_precision", "mutual_information")
 _Timings = dict[str, list[float]]
 
 
-def run(
-    *, sentences: int | None = None, layers: int | None = None, repeats: int = 5, peer_layers: int = 3
-) -> dict[str, Any]:
+def run(*, sentences: int | None = None, layers: int | None = None, repeats: int = 5) -> dict[str, Any]:
     """Print everything for the EWT dev lake (SmolLM2, the default encoding), and the phases for EWT train.
 
     Parameters
@@ -58,8 +56,6 @@ def run(
         on the first run (7 GB and some ten minutes).
     layers
         Only the first so many layers.
-    peer_layers
-        Layers that the other libraries are given; they are slow.
     """
     from neuronlake.store import open_lake
 
@@ -74,7 +70,6 @@ def run(
             "neurons": lake.neurons,
             **_memory(root, len(chosen)),  # first: a process starts with its parent's peak
             **_against_scan(lake, chosen, repeats),
-            **_against_peers(lake, chosen[:peer_layers], repeats),
             **_one_pass(lake, chosen),
             **_kept(linked(root, folder / "kept")),
         }
@@ -116,67 +111,6 @@ def _against_scan(lake: Any, layers: list[int], repeats: int) -> dict[str, Any]:
         found[name] = row
         print(f"| {name} | {row['gvalues_per_second']:.2f} | {row['of_float32']:.2f} | {row['of_codes']:.2f} |")
     return {"throughput": found}
-
-
-def _against_peers(lake: Any, layers: list[int], repeats: int) -> dict[str, Any]:
-    """Count, mean, variance and share active by other routes, from the same files, checked against ours."""
-    import dask
-    import xarray as xr
-
-    from neuronlake.analysis import compute_statistics, token_labels
-
-    labels = token_labels(lake, "upos")
-    tag = np.array([*labels.tags, ""], dtype=object)[labels.codes]  # −1 is the last
-
-    def grouped() -> Any:
-        values = lake.xarray(layers=layers).assign_coords(tag=("row", tag)).drop_vars("token_id")
-        # sums only: what flox combines block by block without moving a row; the empty tag is dropped
-        wide = values.astype(np.float64)
-        sums = xr.Dataset({"x": wide, "square": wide * wide, "active": (values > 0).astype(np.float64)})
-        found = sums.groupby("tag").sum(engine="flox", method="map-reduce").compute()
-        return found.sel(tag=list(labels.tags))
-
-    def one_at_a_time() -> Any:
-        rows = [np.flatnonzero(labels.codes == code) for code in range(len(labels.tags))]
-        found = []
-        for layer in layers:
-            array = lake.dask(layer=layer)
-            for chosen in rows:
-                part = array[chosen].astype(np.float64)
-                found.append(dask.compute(part.mean(axis=0), part.var(axis=0, ddof=1), (part > 0).mean(axis=0)))
-        return found
-
-    work: dict[str, Callable[[], Any]] = {
-        "basic": lambda: compute_statistics(lake, "upos", layers=layers, keep=False, basic=True),
-        "all": lambda: compute_statistics(lake, "upos", layers=layers, keep=False),
-        "xarray.groupby + flox, sums": grouped,
-        "dask.array, a tag at a time": one_at_a_time,
-    }
-    _check_peers(work["basic"](), grouped(), one_at_a_time(), len(layers))
-    timings = _timed(work, max(1, repeats // 2))
-    print(f"\n| {len(layers)} layers | seconds | basic is faster by | all is faster by |\n|---|---|---|---|")
-    found = {}
-    for name, seconds in timings.items():
-        row = {
-            "seconds": min(seconds),
-            "basic_faster": _ratio(seconds, timings["basic"]),
-            "all_faster": _ratio(seconds, timings["all"]),
-        }
-        found[name] = row
-        print(f"| {name} | {row['seconds']:.2f} | {row['basic_faster']:.1f}× | {row['all_faster']:.1f}× |")
-    return {"peers": {"layers": len(layers), **found}}
-
-
-def _check_peers(ours: Any, grouped: Any, one_at_a_time: list[Any], layers: int) -> None:
-    tags = ours.sizes["tag"]
-    count = ours["count"].to_numpy()[:, None, None]
-    mean = grouped["x"].transpose("tag", "layer", "neuron").to_numpy() / count
-    square = grouped["square"].transpose("tag", "layer", "neuron").to_numpy()
-    np.testing.assert_allclose(mean, ours["mean"], rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose((square - count * mean**2) / (count - 1), ours["variance"], rtol=1e-6, atol=1e-9)
-    for place, name in enumerate(("mean", "variance", "fraction_active")):
-        theirs = np.stack([found[place] for found in one_at_a_time]).reshape(layers, tags, -1).transpose(1, 0, 2)
-        np.testing.assert_allclose(theirs, ours[name], rtol=1e-6, atol=1e-9)
 
 
 def _one_pass(lake: Any, layers: list[int]) -> dict[str, Any]:

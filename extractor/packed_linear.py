@@ -46,7 +46,7 @@ def pack_linear_layers(module: "torch.nn.Module") -> bool:
     except (RuntimeError, NotImplementedError):  # a processor or a build that oneDNN has no kernel for
         return False
     for layer, forward in zip(layers, packed, strict=True):
-        layer.forward = forward  # type: ignore[method-assign]
+        layer.forward = forward
     return True
 
 
@@ -63,4 +63,4 @@ def _agrees(layer: "torch.nn.Linear") -> bool:
 
     with torch.inference_mode():
         x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
-        return torch.allclose(_packed(layer)(x), layer(x), rtol=1e-3, atol=1e-4 * float(layer(x).abs().max()))
+        return bool(torch.allclose(_packed(layer)(x), layer(x), rtol=1e-3, atol=1e-4 * float(layer(x).abs().max())))

@@ -1,79 +1,89 @@
 """The benchmarks run, at small sizes and without touching their records. Their figures are not judged here."""
 
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import ForkServer
 
 ROOT = Path(__file__).parent.parent
 CORPORA = Path(os.environ.get("NEURONLAKE_CORPORA", ROOT.parent / "shared" / "corpora"))
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
+SHOWN = {
+    "alignment": "en_pud-ud-test.conllu.gz | 397 | 1,000 | 21,180",
+    "analysis": "| numpy memory map, column | ",
+    "encodings": "| int8a | ",
+    "explorer": "| neuron on a tag | ",
+    "extraction": "| neuronlake | ",
+    "faults": "'found by verify': 48",
+    "growth": "| 8,192 | 50 % | ",
+    "kill": "every finished lake is byte-identical",
+    "languages": "LAPE neurons of each language",
+    "memory": "| 2x | ",
+    "neighbours": "| recall@10 with 50 candidates | ",
+    "objects": "| one column | ",
+    "peers": "| neuronlake, int8a | ",
+    "planted": "| f_statistic, textbook | ",
+    "probes": "| svm, all layers | ",
+    "queries": "| one column against its layer | ",
+    "replay": "cores that keep up with 20,000 tokens/s",
+    "reproduction": "| tag | words | neurons | own Δ | others |",
+    "scaling": "identical to threads: True",
+    "statistics": "| all and on request | ",
+    "storage": "| npy, memory map | ",
+    "writers": "2 workers of a cluster: ",
+}
 
-@pytest.mark.parametrize(
-    ("name", "call", "shown"),
-    [
-        ("alignment", "run('en_pud*')", "en_pud-ud-test.conllu.gz | 397 | 1,000 | 21,180"),
-        ("encodings", "run(0.01, 96, (0,), ('int8a',))", "| int8a | "),
-        ("explorer", "run(sentences=60, pages=3)", "| neuron on a tag | "),
-        ("extraction", "run(1, 512)", "| neuronlake | "),
-        ("faults", "run(60, 80, 20)", "'found by verify': 100"),
-        (
-            "growth",
-            "run(sizes=(1, 2), works=('extraction', 'statistics', 'one column'), apart=('one column',), "
-            "blocks={'tall': 1, 'wide': 1, 'blocks': 1}, tokens=100, rounds=1, sentences=60, filtered=(8,))",
-            "| 8,192 | 50 % | ",
-        ),
-        ("kill", "run(2)", "every finished lake is byte-identical"),
-        ("languages", "run(('smollm2',), 12)", "LAPE neurons of each language"),
-        ("memory", "run(40, 2)", "| 2x | "),
-        ("objects", "run(objects=4, small=8, repeats=1, rounds=1, seeds=1)", "| one column | "),
-        ("neighbours", "run(sentences=60, neurons=4, tokens=5, layers=(3,))", "| recall@10 with 50 candidates | "),
-        ("peers", "run(12, ('neuronlake, int8a',), 100, block_rows=512)", "| neuronlake, int8a | "),
-        (
-            "planted",
-            "run(tokens=2000, layers=2, neurons=900, lakes=((0, 'int8a'),), draws=4, every=15, small_draws=1, "
-            "document_draws=1, sentences=40)",
-            "| f_statistic, textbook | ",
-        ),
-        (
-            "probes",
-            "run(sentences=40, peer_layers=(0,), peer_iterations=5, blocks=(1, 2))",
-            "| svm, all layers | ",
-        ),
-        ("queries", "run(sentences=60, neurons=4)", "| one column against its layer | "),
-        (
-            "reproduction",
-            "run(60, {'gradient': tuple('--classes-only --layers 29 --per-tag 5 --fdr 1 --tokens 60 --least 3 --random 3 "
-            "--random-draws 1 --lesion-k 20 -k 20 --shift 0'.split())})",
-            "| tag | words | neurons | own Δ | others |",
-        ),
-        (
-            "replay",
-            "run(shapes={'small': (2, 700)}, blocks=2, block_rows=512, sentences=40)",
-            "cores that keep up with 20,000 tokens/s",
-        ),
-        ("scaling", "run(sentences=60, layers=2, repeats=1, pieces=40)", "identical to threads: True"),
-        ("statistics", "run(sentences=60, layers=2, repeats=1, peer_layers=1)", "| dask.array, a tag at a time | "),
-        (
-            "storage",
-            "run(layers=2, blocks=2, tall_blocks=3, block_rows=1024, repeats=1, encodings=('int8a',), share=0.01)",
-            "| scan of float32 | ",
-        ),
-        ("writers", "run(1, (2,), blocks=20, hosts=False)", "2 workers of a cluster: "),
-    ],
-)
-def test_benchmark_runs(tmp_path: Path, name: str, call: str, shown: str) -> None:
+# Imports and compiled kernels are most of such a small run: each is forked from a process that has both.
+_PREPARATION = """
+import os, sys, traceback
+sys.path.insert(0, os.getcwd())
+import dask.array, flox, pandas, scipy.stats, sklearn.linear_model, tensorstore, xarray, zarr
+import torch, transformers
+import neuronlake.analysis, neuronlake.extractor.extract, neuronlake.extractor.model
+import benchmarks.__main__, writing_run
+from transformers import AutoModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from neuronlake.store import ENCODINGS
+for encoding in ENCODINGS:
+    writing_run.Work(encoding=encoding).prepare_values().warm_up()
+
+def work(request):
+    for descriptor, name in enumerate(("stdout", "stderr"), 1):
+        os.dup2(os.open(os.path.join(request["folder"], name), os.O_WRONLY | os.O_CREAT), descriptor)
+    try:
+        status = benchmarks.__main__.main([request["name"], "--size", "tiny", "--results", request["folder"]])
+        sys.stdout.flush()
+        assert status == 0, status
+    except BaseException:
+        traceback.print_exc()
+        raise
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     if not (CORPORA / "en_ewt-ud-dev.conllu.gz").is_file():
         pytest.skip(f"no gold treebanks in {CORPORA}: set NEURONLAKE_CORPORA to the folder of en_ewt-ud-dev.conllu.gz")
-    code = (
-        f"import pathlib, benchmarks.common as common; common.RESULTS = pathlib.Path({str(tmp_path)!r})\n"
-        f"import benchmarks.{name} as benchmark; benchmark.{call}"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert shown in result.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("NEURONLAKE_SMALL_LAKES", str(tmp_path_factory.mktemp("lakes")))
+        with ForkServer(_PREPARATION) as server:
+            yield server
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_benchmark_runs(tmp_path: Path, name: str, server: ForkServer) -> None:
+    server.start(name=name, folder=str(tmp_path))
+    status = server.wait()
+    assert status == 0, (tmp_path / "stderr").read_text()
+    assert SHOWN[name] in (tmp_path / "stdout").read_text()
     assert (tmp_path / f"{name}.json").is_file()
+
+
+def test_every_small_form_is_tried() -> None:
+    from benchmarks.small import SMALL
+
+    assert set(SMALL) == set(SHOWN)
