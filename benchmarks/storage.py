@@ -44,7 +44,7 @@ def run(
     apart: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Print the table.
+    """Print the table; interrupted, that of the formats measured so far.
 
     Parameters
     ----------
@@ -72,22 +72,33 @@ def run(
         copying = copy_rate(values)
         shape = (layers, *values[0].shape)
         del values
-        for names in jobs:
-            found |= _measured({**job, "names": names}, folder) if apart else storage_measure.main({**job, "names": names})
-            ended = {found[each].get("not_run", "done") for each in names}
-            print(f"{'; '.join(names)}: {'; '.join(ended)}", file=sys.stderr, flush=True)
-    result = {
+        try:
+            for names in jobs:
+                asked = {**job, "names": names}
+                found |= _measured(asked, folder) if apart else storage_measure.main(asked)
+                ended = {found[each].get("not_run", "done") for each in names}
+                print(f"{'; '.join(names)}: {'; '.join(ended)}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print(table(_summary(found, chosen, shape, copying)))
+            raise
+    result = _summary(found, chosen, shape, copying)
+    print(table(result))
+    keep("storage", result)
+    return result
+
+
+def _summary(
+    found: dict[str, dict[str, Any]], chosen: list[str], shape: tuple[int, int, int], copying: float
+) -> dict[str, Any]:
+    return {
         "layers": shape[0],
         "rows": shape[1],
         "neurons": shape[2],
         "order": list(found),
         "copying_GB_per_s": copying,
         "versions": {name: _version(name) for name in VERSIONS},
-        "formats": {name: _row(found[name], shape, copying) for name in chosen},
+        "formats": {name: _row(found.get(name, {"not_run": "interrupted"}), shape, copying) for name in chosen},
     }
-    print(table(result))
-    keep("storage", result)
-    return result
 
 
 def _version(name: str) -> str | None:
