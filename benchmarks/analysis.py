@@ -4,7 +4,8 @@ EWT dev through SmolLM2 (the default encoding). Everybody computes on the same v
 .npy files in the page cache, ours reads the lake. They are slow or need much memory: they are given some of the layers, with
 which their time grows in proportion; what is computed from that is marked. Neither imports nor compilation count; peaks of
 memory are of whole processes, in which rows that share a library follow each other, and count files that are mapped. Answers
-are compared before a row counts. `analysis_work` and `peer_scripts/analyse_neurox.py` say how each tool is used.
+are compared before a row counts. `analysis_ours`, `analysis_others` and `peer_scripts/analyse_neurox.py` say how each tool is
+used.
 """
 
 import json
@@ -282,7 +283,7 @@ _OF_LAYERS = (MOMENTS, AUROC, PROBELESS)
 def _result(row: Row, answers: Answers, job: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of a row."""
     source = SCRIPTS / _NEUROX.script if row.function.startswith("neurox_") else None
-    settings = (getattr(analysis_work, row.function, None).__doc__ or "") if source is None else f"see {source.name}"
+    settings = (analysis_work.function(row.function).__doc__ or "") if source is None else f"see {source.name}"
     about = {"task": row.task, "tool": row.tool, "settings": " ".join(settings.split())}
     missing = {"not_run": "interrupted, or not chosen"}
     found, ours = answers.get(row.function, missing), answers.get(row.reference, missing)

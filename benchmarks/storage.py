@@ -1,9 +1,10 @@
 """Every format with every operation: write, scan, columns, rows, bytes, fidelity; beside copying, the disk and the codecs.
 
 Real SmolLM2 activations, float16: whole blocks of layers of the EWT dev lake, on top of each other, so that a layer is
-tall. Each format runs in a process of its own, on all cores where it can (`storage_formats` says how and why), writes from
-memory and syncs; reads are of a warm page cache but for the column that says cold; what an operation returns is compared
-with what was written before its time counts. A format that cannot be imported or fails is in the table with its error.
+tall. Each format runs in a process of its own, on all cores where it can (`storage_formats` and `storage_peers` say how and
+why), writes from memory and syncs; reads are of a warm page cache but for the column that says cold; what an operation
+returns is compared with what was written before its time counts. A format that cannot be imported or fails is in the table
+with its error.
 """
 
 import json
@@ -23,7 +24,8 @@ from benchmarks import storage_measure
 from benchmarks.common import ewt_lake, keep, scratch, small_lake
 from benchmarks.limits import copy_rate
 from benchmarks.peers import NotRunError, _call
-from benchmarks.storage_formats import LAKES, PEERS
+from benchmarks.storage_formats import LAKES
+from benchmarks.storage_peers import PEERS
 
 LAYERS = 4
 """A lake is encoded by layers, on all cores: one layer would leave cores idle."""
