@@ -4,8 +4,8 @@ EWT dev through SmolLM2 (the default encoding). Everybody computes on the same v
 .npy files in the page cache, ours reads the lake. They are slow or need much memory: they are given some of the layers, with
 which their time grows in proportion; what is computed from that is marked. Neither imports nor compilation count; peaks of
 memory are of whole processes, in which rows that share a library follow each other, and count files that are mapped. Answers
-are compared before a row counts. `analysis_ours`, `analysis_others` and `peer_scripts/analyse_neurox.py` say how each tool is
-used.
+are compared before a row counts. `analysis_ours`, `analysis_others` and `peer_scripts/analyse_neurox.py` say how each tool
+is used.
 """
 
 import json
