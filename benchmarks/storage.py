@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,10 +77,11 @@ def run(
         del values
         try:
             for names in jobs:
-                asked = {**job, "names": names}
+                start, asked = time.perf_counter(), {**job, "names": names}
                 found |= _measured(asked, folder) if apart else storage_measure.main(asked)
                 ended = {found[each].get("not_run", "done") for each in names}
-                print(f"{'; '.join(names)}: {'; '.join(ended)}", file=sys.stderr, flush=True)
+                seconds = time.perf_counter() - start
+                print(f"{'; '.join(names)}: {'; '.join(ended)}, {seconds:.1f} s", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print(table(_summary(found, chosen, shape, copying)))
             raise
