@@ -174,7 +174,7 @@ class Run:
             yield place, result
 
     def _gather(self, ended: Sequence[Any]) -> Sequence[Any]:
-        """Results of pieces that have ended; done again where their worker is lost before it could hand them over."""
+        """Results of pieces that have ended; those whose worker is lost before it hands them over are done again."""
         try:
             return self._client.gather(ended)  # type: ignore[no-any-return]
         except CancelledError:

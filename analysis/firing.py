@@ -20,9 +20,9 @@ from neuronlake.analysis.source import choose_layers
 from neuronlake.analysis.statistics import compute_statistics
 from neuronlake.store.errors import DamageError, InputError
 from neuronlake.store.index import index_block
-from neuronlake.store.index_build import STRONGEST
 from neuronlake.store.lake import Lake
 from neuronlake.store.parallel import map_ordered
+from neuronlake.store.token_kernels import STRONGEST
 
 SCORES = ("difference", "hits")
 EVERY_WORD = "'every word'"

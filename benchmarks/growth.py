@@ -1,9 +1,11 @@
 """What a token costs as lakes grow: extraction, statistics, queries and probes at 1, 2, 4 and 8 times the tokens.
 
 The four sizes of a piece of work are measured in turn, round after round, so that a slow moment of the machine hits them
-alike; each has a process of its own, which tells its peak memory. Not included: starting Python, compiling, loading the
-model (a process warms up on the smallest size first), reading from the disk (the files are in the system's cache). Included:
-all else, also what a call costs however few tokens there are; it makes exponents smaller than those of the growing part.
+alike; each has a process of its own, which tells its peak memory. A cell is the cost and the cost per token; the exponent is
+b of cost = a·tokens^b, by least squares of logarithms over all rounds, with its standard error. Not included: starting
+Python, compiling, loading tokenizer and model (a process warms up on a small input first), reading from the disk (files are
+in the system's cache). Included: all else, also what a call costs however few tokens there are, which makes exponents
+smaller than those of the part that grows. All bytes are those of the system's read and write calls.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuronlake.extractor.experts import use_our_forward
 from neuronlake.extractor.families import Neurons, find_neurons, is_causal
+from neuronlake.extractor.packed_linear import pack_linear_layers
 from neuronlake.extractor.sites import attach, choose_sites
 from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.transformers_glue import LOAD_ERRORS, first_line, quiet_transformers
@@ -129,6 +130,7 @@ class Model:
         """Whether a sequence has the same values alone and padded beside a longer one."""
         self.layers = len(neurons.output)
         self._rope_boundary: int | None = None
+        self._packed = False
         self._neurons = neurons
         self._threads = threads
         if neurons.moe:
@@ -189,6 +191,7 @@ class Model:
             )
         loaded = cls(neurons, sites=sites, causal=is_causal(model.config), device=device, threads=torch.get_num_threads())
         loaded._rope_boundary = rope_boundary(model.config)
+        loaded._packed = loaded.device.type == "cpu" and pack_linear_layers(loaded.module)
         if loaded.module.main_input_name == "input_ids" and (module is not None or not loaded.causal):
             loaded.pads = loaded._try_padding()
         return loaded
@@ -245,6 +248,7 @@ class Model:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "attention": self.module.config._attn_implementation,
+            "linear": "oneDNN, packed" if self._packed else "torch",
         }
 
     def capture(

@@ -12,11 +12,12 @@ from types import MappingProxyType
 import neuronlake.store.layout as layout
 from neuronlake.store.encodings import get_encoding
 from neuronlake.store.errors import InputError
-from neuronlake.store.index_build import EXTREMES, STRONGEST, row_dtype
+from neuronlake.store.index_build import EXTREMES, row_dtype
 from neuronlake.store.layout import Geometry
 from neuronlake.store.plan_record import TABLES
 from neuronlake.store.quantise import PARAMETERS
 from neuronlake.store.tag_kernels import SIZE
+from neuronlake.store.token_kernels import STRONGEST
 
 SCALE_BYTES = PARAMETERS * 4  # float32 per neuron and block
 MOST_TOKENS = 10**15  # 32 million tokens a second for a year: beyond that a number is a slip

@@ -23,7 +23,7 @@ from neuronlake.store.index import PREFIX
 from neuronlake.store.index_build import BlockIndexer
 from neuronlake.store.kept import INDEX, STATISTICS, kept_record, kept_results
 from neuronlake.store.lake import Lake
-from neuronlake.store.quantise import expand, quantise
+from neuronlake.store.quantise import quantise
 from neuronlake.store.spec import LakeSpec
 
 _LISTS = "tags-"
@@ -80,16 +80,16 @@ def measure_encoding(shape: LakeShape, *, seconds: float) -> float:
 
     The values are made up (products of two normal variables, as of gate and up projection); nothing is written.
     """
-    encoding, chunk = get_encoding(shape.encoding), shape.chunk_neurons
+    encoding = get_encoding(shape.encoding)
     spec = LakeSpec(
         model={},
         capture={},
         plan={},
         sites=(layout.DEFAULT_SITE,),
         layers=(0,),
-        neurons=_CHUNKS * chunk,
+        neurons=_CHUNKS * shape.chunk_neurons,
         block_rows=shape.block_rows,
-        chunk_neurons=chunk,
+        chunk_neurons=shape.chunk_neurons,
         encoding=shape.encoding,
     )
     rng, rows = np.random.default_rng(0), np.arange(shape.block_rows)
@@ -100,15 +100,15 @@ def measure_encoding(shape: LakeShape, *, seconds: float) -> float:
     buffer.put(layout.DEFAULT_SITE, 0, values, rows, rows)
     tiles = buffer.tiles(layout.DEFAULT_SITE, 0)
     size = tiles[0].shape
-    codes, stored = np.empty(size, encoding.codes), np.empty(size, encoding.stored)
+    codes = np.empty(size, encoding.codes)
     indexer = BlockIndexer(spec, np.zeros(shape.block_rows, dtype=np.uint8))
 
     def encode(number: int) -> None:
-        tile = tiles[number]
+        chunk, scales = tiles[number], None
         if encoding.quantised:
-            expand(codes, quantise(tile, shape.block_rows, codes), stored)
-        indexer.add(layout.DEFAULT_SITE, 0, number, stored if encoding.quantised else tile)
-        encoding.compress(codes if encoding.quantised else tile)
+            chunk, scales = codes, quantise(chunk, shape.block_rows, codes)
+        indexer.add(layout.DEFAULT_SITE, 0, number, chunk, scales)
+        encoding.compress(chunk)
 
     encode(0)  # compiled now
     # Processor time of this thread, so that what else runs on the machine does not count; and an end in any case.

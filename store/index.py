@@ -21,14 +21,14 @@ import neuronlake.store.layout as layout
 from neuronlake.store.commits import commit_checksum, commit_checksums
 from neuronlake.store.errors import DamageError
 from neuronlake.store.files import read_checked
-from neuronlake.store.index_build import EXTREMES, STRONGEST, BlockIndex, BlockIndexer
-from neuronlake.store.index_kernels import NOBODY
+from neuronlake.store.index_build import EXTREMES, BlockIndex, BlockIndexer
 from neuronlake.store.index_results import OfBlocks, fitting, index_staging
 from neuronlake.store.kept import INDEX, discard, kept_record, kept_results, publish
 from neuronlake.store.objects import LakePath
 from neuronlake.store.parallel import map_ordered
 from neuronlake.store.sharded import ShardedArray, write_sharded
 from neuronlake.store.tables import from_parquet
+from neuronlake.store.token_kernels import NOBODY, STRONGEST
 
 if TYPE_CHECKING:
     from neuronlake.store.lake import Lake
@@ -214,8 +214,9 @@ def index_block(lake: "Lake", block: int) -> dict[str, BlockIndex]:
         out, reader = buffers.mine(), lake.at(site).reader
         with reader.shard(layer, block, reader.fetch(layer, block, range(reader.chunks))) as shard:
             for chunk in range(reader.chunks):
-                shard.patterns(chunk, out)
-                indexer.add(site, layer, chunk, out)
+                shard.codes(chunk, out)
+                scales = reader.scales(layer, block, chunk) if reader.encoding.quantised else None
+                indexer.add(site, layer, chunk, out, scales)
 
     for _ in map_ordered(add, [(site, layer) for site in lake.sites for layer in lake.layers]):
         pass
@@ -308,11 +309,11 @@ class Extremes:
 
 
 class _Buffers:
-    """A buffer per thread for the patterns of a chunk."""
+    """A buffer per thread for a chunk."""
 
     def __init__(self, lake: "Lake"):
         self._local = threading.local()
-        self._shape, self._dtype = lake.reader.chunk_shape, lake.reader.encoding.stored
+        self._shape, self._dtype = lake.reader.chunk_shape, lake.reader.encoding.codes
 
     def mine(self) -> NDArray[Any]:
         if not hasattr(self._local, "buffer"):

@@ -9,23 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronlake.store.encodings import get_encoding
-from neuronlake.store.index_kernels import (
-    NOBODY,
-    ExtremesWork,
-    extremes,
-    key_values,
-    merge_strongest,
-    pattern_values,
-    strongest,
-    sums,
-)
+from neuronlake.store.index_codes import CodesWork, extreme_codes
+from neuronlake.store.index_kernels import ExtremesWork, extremes, key_values, pattern_values, sums
+from neuronlake.store.quantise import expand
 from neuronlake.store.spec import LakeSpec
 from neuronlake.store.tables import PADDING, SPECIAL
+from neuronlake.store.token_kernels import StrongestNeurons
 
 EXTREMES = 32
 """Highest and lowest tokens that are listed per neuron and block."""
-STRONGEST = 32
-"""Neurons that are listed per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +55,41 @@ class BlockIndexer:
         self._keys = {site: np.zeros(shape, dtype=np.int32) for site, shape in shapes.items()}
         self._lists = {site: np.zeros(shape, dtype=self._rows) for site, shape in shapes.items()}
         self._sums = {site: np.zeros(shape[::2], dtype=np.float64) for site, shape in shapes.items()}
-        self._tokens: list[dict[str, tuple[NDArray[Any], NDArray[np.uint32]]]] = []
+        self._tokens: list[dict[str, StrongestNeurons]] = []
         self._local = threading.local()
         self._lock = threading.Lock()
 
-    def add(self, site: str, layer: int, chunk: int, codes: NDArray[Any]) -> None:
-        """Add a chunk: bit patterns of its stored values, uint16 or float32 (block rows, chunk neurons), C order."""
+    def add(self, site: str, layer: int, chunk: int, codes: NDArray[Any], scales: NDArray[np.float32] | None = None) -> None:
+        """Add a chunk.
+
+        Parameters
+        ----------
+        codes : (block rows, chunk neurons), C order
+            What is stored: uint16 or float32, bit patterns of the values, or quantised codes.
+        scales
+            Of quantised codes.
+        """
         neurons = self._spec.width(site)
         width = min(codes.shape[1], neurons - chunk * codes.shape[1])
         first, place = chunk * codes.shape[1], self._place[layer]
-        work, keys, rows, tokens = self._scratch(codes)
-        extremes(codes, self._used, width, work, keys[:, :width], rows[:, :width])
+        mine = self._scratch(codes)
+        tokens, number = mine.tokens[site], place * neurons + first
+        keys, rows = mine.keys[:, :width], mine.rows[:, :width]
         here = slice(first, first + width)
-        self._keys[site][place, :, here] = keys[:, :width]
-        self._lists[site][place, :, here] = rows[:, :width]
-        self._sums[site][place, here] = sums(codes, self._used, width, self._values)
-        strongest(codes, self._used, width, place * neurons + first, *tokens[site])
+        total = self._sums[site][place, here]
+        by_codes = scales is not None and extreme_codes(codes, scales, self._used, width, mine.by_codes, keys, rows, total)
+        if by_codes:
+            tokens.add_codes(codes, mine.by_codes.patterns, self._used, width, number)
+        else:
+            values = codes
+            if scales is not None:
+                values = np.empty(codes.shape, dtype=self._bits)
+                expand(codes, scales, values)
+            extremes(values, self._used, width, mine.by_values, keys, rows)
+            total[:] = sums(values, self._used, width, self._values)
+            tokens.add(values, self._used, width, number)
+        self._keys[site][place, :, here] = keys
+        self._lists[site][place, :, here] = rows
 
     def finish(self) -> dict[str, BlockIndex]:
         """Return the index of every site, now that all chunks were added."""
@@ -91,31 +102,40 @@ class BlockIndexer:
                 keys[..., filled:], rows[..., filled:] = 0, 0
                 arrays[f"{name}/rows"] = rows
                 arrays[f"{name}/values"] = key_values(-keys if side else keys, self._values)
-            values, neurons = self._empty_tokens()
-            for tokens in self._tokens:
-                merge_strongest(values, neurons, *tokens[site])
+            strongest, *others = [tokens[site] for tokens in self._tokens]
+            for other in others:
+                strongest.merge(other)
+            neurons, values = strongest.lists(self._bits)
             arrays["tokens/neurons"], arrays["tokens/values"] = neurons, pattern_values(values, self._values)
             found[site] = BlockIndex(ordinary=len(self._used), arrays=arrays)
         return found
 
-    def _scratch(self, codes: NDArray[Any]) -> Any:
+    def _scratch(self, codes: NDArray[Any]) -> "_Scratch":
         """Lists of this thread: chunks of different layers meet in the same tokens."""
-        if not hasattr(self._local, "work"):
-            width = codes.shape[1]
-            tokens = {site: self._empty_tokens() for site in self._spec.sites}
+        if not hasattr(self._local, "mine"):
+            rows, width = codes.shape
+            tokens = {site: StrongestNeurons(rows) for site in self._spec.sites}
             with self._lock:
                 self._tokens.append(tokens)
-            self._local.work = (
-                ExtremesWork(self._bits, width=width, size=EXTREMES, row=self._rows, rows=codes.shape[0]),
-                np.empty((2, width, EXTREMES), dtype=np.int32),
-                np.empty((2, width, EXTREMES), dtype=self._rows),
-                tokens,
+            self._local.mine = _Scratch(
+                by_values=ExtremesWork(self._bits, width=width, size=EXTREMES, row=self._rows, rows=rows),
+                by_codes=CodesWork(rows, width),
+                keys=np.empty((2, width, EXTREMES), dtype=np.int32),
+                rows=np.empty((2, width, EXTREMES), dtype=self._rows),
+                tokens=tokens,
             )
-        return self._local.work
+        return self._local.mine  # type: ignore[no-any-return]
 
-    def _empty_tokens(self) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-        shape = (self._spec.block_rows, STRONGEST)
-        return np.zeros(shape, dtype=self._bits), np.full(shape, NOBODY, dtype=np.uint32)
+
+@dataclass(frozen=True, kw_only=True)
+class _Scratch:
+    """Memory of one thread."""
+
+    by_values: ExtremesWork
+    by_codes: CodesWork
+    keys: NDArray[np.int32]
+    rows: NDArray[Any]
+    tokens: dict[str, StrongestNeurons]
 
 
 def row_dtype(rows: int) -> np.dtype[Any]:

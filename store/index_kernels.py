@@ -1,4 +1,4 @@
-"""Compiled loops of the index: the extreme tokens of every neuron of a chunk, and the strongest neurons of every token.
+"""Compiled loops of the index: the extreme tokens of every neuron of a chunk, and its sum.
 
 Values come as stored bit patterns and are compared as integers: a sign-magnitude float becomes a key that orders as the
 value does, −0 equal to +0. Few values matter, so 64 at a time are compared with their thresholds and only the set bits of
@@ -15,11 +15,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from neuronlake.store.floats import bf16bits_to_f32, bits_to_f32, f16bits_to_f32
+from neuronlake.store.lanes import LANES, all_lanes, load, trailing_zeros
 
-LANES = 64
 _RANK = 4  # the threshold is the fourth largest of a sample in which the lists' last is expected to be the first
-NOBODY = np.uint32(0xFFFFFFFF)
-"""In a token's list: an entry that no neuron has taken."""
 _SPACE = 16  # candidates per entry of a list; a neuron with more of them (ties) is sorted in full
 
 
@@ -30,21 +28,16 @@ def _compare(bits: int) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
     def compare(typing_context: Any, values: Any, high: Any, low: Any) -> Any:  # noqa: ARG001  (numba's signature)
         lane = ir.IntType(bits)
-        vector = ir.VectorType(lane, LANES)
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            def load(address: Any) -> Any:
-                pointer = builder.inttoptr(address, ir.PointerType(vector))
-                return builder.load(pointer, align=bits // 8)
-
             def splat(value: int) -> Any:
-                return ir.Constant(vector, [value] * LANES)
+                return all_lanes(builder, ir.Constant(lane, value))
 
-            raw = load(args[0])
+            raw = load(builder, args[0], lane)
             negative = builder.ashr(raw, splat(sign))
             key = builder.sub(builder.xor(builder.and_(raw, splat((1 << sign) - 1)), negative), negative)
-            above = builder.icmp_signed(">=", key, load(args[1]))
-            below = builder.icmp_signed("<=", key, load(args[2]))
+            above = builder.icmp_signed(">=", key, load(builder, args[1], lane))
+            below = builder.icmp_signed("<=", key, load(builder, args[2], lane))
             masks = [builder.bitcast(found, ir.IntType(64)) for found in (above, below)]
             return context.make_tuple(builder, signature.return_type, masks)
 
@@ -52,36 +45,6 @@ def _compare(bits: int) -> Any:
         return pair(types.uint64, types.uint64, types.uint64), emit
 
     return compare
-
-
-def _exceed(bits: int) -> Any:
-    """Return (address of values, threshold) -> uint64: which of 64 magnitudes are ≥ the threshold."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def exceed(typing_context: Any, values: Any, threshold: Any) -> Any:  # noqa: ARG001
-        lane = ir.IntType(bits)
-        vector = ir.VectorType(lane, LANES)
-
-        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            raw = builder.load(builder.inttoptr(args[0], ir.PointerType(vector)), align=bits // 8)
-            magnitude = builder.and_(raw, ir.Constant(vector, [(1 << (bits - 1)) - 1] * LANES))
-            one = builder.insert_element(
-                ir.Constant(vector, ir.Undefined), builder.trunc(args[1], lane) if bits < 32 else args[1], ir.IntType(32)(0)
-            )
-            all_lanes = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-            return builder.bitcast(builder.icmp_unsigned(">=", magnitude, all_lanes), ir.IntType(64))
-
-        return types.uint64(types.uint64, types.uint32), emit
-
-    return exceed
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def trailing_zeros(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.IntType(1)(1))
-
-    return types.uint64(types.uint64), emit
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
@@ -94,16 +57,6 @@ def _key_16(bits: Any) -> Any:
 def _key_32(bits: Any) -> Any:
     signed = numba.int32(bits)
     return signed if signed >= 0 else -(signed & numba.int32(0x7FFFFFFF))
-
-
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def _magnitude_16(bits: Any) -> Any:
-    return numba.uint16(bits & numba.uint16(0x7FFF))
-
-
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def _magnitude_32(bits: Any) -> Any:
-    return numba.uint32(bits & numba.uint32(0x7FFFFFFF))
 
 
 COMPARE = {2: _compare(16), 4: _compare(32)}
@@ -217,53 +170,6 @@ def _make_extremes(key: Any, compare: Any, kind: Any, lowest: int) -> Any:
     return extremes
 
 
-def _make_strongest(exceed: Any, magnitude: Any) -> Any:
-    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-    def before(size: Any, neuron: Any, other_size: Any, other: Any) -> Any:
-        return size > other_size or (size == other_size and neuron < other)
-
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def place(values: Any, neurons: Any, value: Any, neuron: Any) -> None:
-        """Put one neuron into a token's list: largest magnitude first, of equal ones the lower neuron. The last leaves."""
-        size, at = magnitude(value), values.shape[0] - 1
-        if not before(size, neuron, magnitude(values[at]), neurons[at]):
-            return
-        while at > 0 and before(size, neuron, magnitude(values[at - 1]), neurons[at - 1]):
-            values[at] = values[at - 1]
-            neurons[at] = neurons[at - 1]
-            at -= 1
-        values[at] = value
-        neurons[at] = neuron
-
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def strongest(codes: Any, used: Any, width: int, first_neuron: int, values: Any, neurons: Any) -> None:
-        last = values.shape[1] - 1
-        for i in range(used.shape[0]):
-            row = used[i]
-            line = codes[row]
-            if codes.shape[1] >= LANES:
-                for first in range(0, width, LANES):
-                    threshold = numba.uint32(magnitude(values[row, last]))
-                    mask = exceed(numba.uint64(line[first:].ctypes.data), threshold)
-                    while mask:
-                        j = first + numba.int64(trailing_zeros(mask))
-                        mask &= mask - numba.uint64(1)
-                        if j < width:
-                            place(values[row], neurons[row], line[j], numba.uint32(first_neuron + j))
-            else:
-                for j in range(width):
-                    place(values[row], neurons[row], line[j], numba.uint32(first_neuron + j))
-
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def merge(values: Any, neurons: Any, more_values: Any, more_neurons: Any) -> None:
-        for row in range(values.shape[0]):
-            for i in range(more_values.shape[1]):
-                if more_neurons[row, i] != NOBODY:
-                    place(values[row], neurons[row], more_values[row, i], more_neurons[row, i])
-
-    return strongest, merge
-
-
 def _make_sums(decode: Any) -> Any:
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
     def sums(codes: Any, used: Any, out: Any) -> None:
@@ -290,7 +196,6 @@ _EXTREMES = {
     2: _make_extremes(KEY[2], COMPARE[2], numba.int16, -(1 << 15)),
     4: _make_extremes(KEY[4], COMPARE[4], numba.int32, -(1 << 31) + 1),
 }
-_STRONGEST = {2: _make_strongest(_exceed(16), _magnitude_16), 4: _make_strongest(_exceed(32), _magnitude_32)}
 
 
 class ExtremesWork:
@@ -337,37 +242,6 @@ def extremes(
         Filled with their rows; of equal values the lower row comes first.
     """
     _EXTREMES[codes.itemsize](_bits(codes), used, width, work.arrays, keys, rows)
-
-
-def strongest(
-    codes: NDArray[Any],
-    used: NDArray[np.int64],
-    width: int,
-    first_neuron: int,
-    values: NDArray[Any],
-    neurons: NDArray[np.uint32],
-) -> None:
-    """Update the lists of the neurons of largest magnitude on every token.
-
-    Parameters
-    ----------
-    codes, used, width
-        As for `extremes`.
-    first_neuron
-        Number of the chunk's first neuron, counted through all layers.
-    values : uint16 or uint32 (block rows, size)
-        Bit patterns, largest magnitude first; zero where `neurons` is NOBODY.
-    neurons : uint32 (block rows, size)
-        Of equal magnitudes the lower number comes first.
-    """
-    _STRONGEST[codes.itemsize][0](_bits(codes), used, width, first_neuron, values, neurons)
-
-
-def merge_strongest(
-    values: NDArray[Any], neurons: NDArray[np.uint32], more_values: NDArray[Any], more_neurons: NDArray[np.uint32]
-) -> None:
-    """Add the lists of other neurons, see `strongest`."""
-    _STRONGEST[values.itemsize][1](values, neurons, more_values, more_neurons)
 
 
 def sums(codes: NDArray[Any], used: NDArray[np.int64], width: int, values: str) -> NDArray[np.float64]:

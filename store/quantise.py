@@ -159,9 +159,10 @@ def quantise(
     """
     sample = Sample(tile, rows)
     scales = sample.choose(rho, l2)
+    codes = out[: len(sample.rows)]  # for now
+    _apply(sample.rows, scales, codes)
+    sample.refine(codes, scales, rho, l2)
     _apply(tile, scales, out)
-    if sample.refine(out, scales, rho, l2):
-        _apply(tile, scales, out)
     return scales
 
 

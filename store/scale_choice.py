@@ -17,6 +17,7 @@ and exact zeros were ties before, and count as such.
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import numba
@@ -29,10 +30,15 @@ LARGEST_CODE = 127
 LOWEST_KNEE = 3.0
 _SHIFT = 9  # float16 magnitudes are counted by exponent and the first bits of the mantissa: about the width of a step
 _BINS = 1 + (0x7C00 >> _SHIFT)  # the first bin is for exact zeros
+_MINUS = 0x8000 >> _SHIFT  # where the bins of negative values begin
+# Between neurons: an odd number of cache lines, since powers of two would have all of them compete for the same ones
+_STRIDE = 160
+_CODES_STRIDE = 288
+_TOGETHER = 64  # neurons whose histograms the nearest cache holds
 _EDGES = np.append((np.arange(_BINS - 1, dtype=np.uint16) << _SHIFT).view(np.float16).astype(np.float64), 65536.0)
 _CENTRES = np.append(0.0, (_EDGES[:-1] + _EDGES[1:]) / 2)
 _WIDTHS = np.append(0.0, np.diff(_EDGES))
-_SAMPLE_ROWS = 2048
+_SAMPLE_ROWS = 1024
 _TOLERANCE = 1.15  # of the loss promised: a sample knows no better
 _SLIGHTLY = 1.4  # of the loss promised, before the segmented scale is taken, which spends all codes
 _SEGMENTS = np.array([6, 8, 11, 16, 23, 32, 45, 64, 90, 127], dtype=np.float64)
@@ -44,81 +50,115 @@ class Sample:
 
     def __init__(self, tile: NDArray[np.uint16], rows: int):
         step = max(1, rows // _SAMPLE_ROWS)
-        self.rows = np.arange(0, rows, step)
-        words = tile.view(np.uint64) if tile.shape[1] % 4 == 0 else tile
+        neurons = tile.shape[1]
+        # side by side, since they are read more than once: a row in four, left where it is, is a cache miss each
+        self.rows = np.empty((-(-rows // step), neurons), dtype=np.uint16)
+        self.peaks = np.zeros(neurons, dtype=np.uint16)
+        _take(tile, rows, step, self.rows, self.peaks)
+        words = self.rows.view(np.uint64) if neurons % 4 == 0 else self.rows
         keys = np.empty(len(self.rows), dtype=np.uint64)
-        _hash_rows(words, self.rows, keys)
-        _, first, copies = np.unique(keys, return_index=True, return_counts=True)
-        unique = np.zeros(len(self.rows), dtype=np.bool_)
-        unique[first] = True
-        self.equal = float((copies.astype(np.float64) ** 3 - copies).sum())
+        _hash_rows(words, _factors(words.shape[1]), keys)
+        unique = np.empty(len(self.rows), dtype=np.bool_)
+        self.equal = _find_equal(keys, unique)
         """Σ(t³ − t) over groups of equal rows: ties of the truth."""
-        shape = (tile.shape[1], 2, _BINS)
-        self.counts, self.repeats = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
-        _count(tile, self.rows[unique], self.counts)
-        _count(tile, self.rows[~unique], self.repeats)
-        self.peaks = np.zeros(tile.shape[1], dtype=np.uint16)
-        _peaks(tile, rows, self.peaks)
+        self.counts = np.zeros((2, neurons, _STRIDE), dtype=np.uint16)
+        """Of values per neuron and bin, signs apart: those of unique rows, and those of the others."""
+        _count(self.rows, unique, self.counts)
 
     def choose(self, rho: float, l2: float) -> NDArray[np.float32]:
         """Return unit and knee of every neuron, float32 (neurons, 2)."""
         scales = np.empty((len(self.peaks), 2), dtype=np.float32)
-        _choose_all(self.counts, self.repeats, self.peaks, self.equal, _CENTRES, _WIDTHS, rho, l2, scales)
+        _choose_all(self.counts, self.peaks, self.equal, _CENTRES, _WIDTHS, rho, l2, scales)
         return scales
 
-    def refine(self, codes: NDArray[np.int8], scales: NDArray[np.float32], rho: float, l2: float) -> bool:
-        """Give smaller steps to the neurons whose codes lost more rank than promised; return whether there were any.
+    def refine(self, codes: NDArray[np.int8], scales: NDArray[np.float32], rho: float, l2: float) -> None:
+        """Give smaller steps to the neurons whose codes lost more rank than promised: `codes` are those of `rows`.
 
         The histogram is coarse: a density that peaks within a bin is underestimated.
         """
-        found = np.zeros((len(scales), 256), dtype=np.int32)
-        _count_codes(codes, self.rows, found)
-        return bool(
-            _refine_all(found, self.counts, self.repeats, self.peaks, self.equal, _CENTRES, _WIDTHS, rho, l2, scales)
-        )
+        found = np.zeros((len(scales), _CODES_STRIDE), dtype=np.uint16)
+        _count_codes(codes, found)
+        _refine_all(found, self.counts, self.peaks, self.equal, _CENTRES, _WIDTHS, rho, l2, scales)
+
+
+@cache
+def _factors(count: int) -> NDArray[np.uint64]:
+    """Odd numbers for `_hash_rows`."""
+    return np.random.default_rng(0).integers(0, 1 << 63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _hash_rows(words: Any, rows: Any, keys: Any) -> None:
-    for i in range(rows.shape[0]):
-        key = numba.uint64(0xCBF29CE484222325)
-        row = words[rows[i]]
-        for j in range(row.shape[0]):
-            key = (key ^ numba.uint64(row[j])) * numba.uint64(0x9E3779B97F4A7C15)
-            key ^= key >> numba.uint64(29)
-        keys[i] = key
-
-
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _peaks(tile: Any, rows: int, peaks: Any) -> None:
-    """Largest magnitude of every neuron's first `rows` values, as a float16 pattern."""
+def _take(tile: Any, rows: int, step: int, sample: Any, peaks: Any) -> None:
+    """Copy every `step`-th of the first rows, and find the largest magnitude of every neuron's, as a float16 pattern."""
     for i in range(rows):
         row = tile[i]
         for j in range(row.shape[0]):
             peaks[j] = max(peaks[j], numba.uint16(row[j] & numba.uint16(0x7FFF)))
+        if i % step == 0:
+            sample[i // step] = row
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _count(tile: Any, rows: Any, counts: Any) -> None:
-    """Histogram of the chosen rows' values: counts (neurons, 2 signs, bins)."""
-    flat = counts.ravel()
-    neuron = counts.shape[1] * counts.shape[2]
-    for i in rows:
-        row = tile[i]
+def _hash_rows(words: Any, factors: Any, keys: Any) -> None:
+    """Multilinear hashing (Carter & Wegman 1979): sums, which are vectorised, and two steps of mixing."""
+    for i in range(words.shape[0]):
+        row, key = words[i], numba.uint64(0)
         for j in range(row.shape[0]):
-            bits = numba.int64(row[j])
-            magnitude = bits & 0x7FFF
-            flat[j * neuron + (bits >> 15) * _BINS + (1 + (magnitude >> _SHIFT) if magnitude else 0)] += 1
+            key += numba.uint64(row[j]) * factors[j]
+        key = (key ^ (key >> numba.uint64(32))) * numba.uint64(0x9E3779B97F4A7C15)
+        keys[i] = key ^ (key >> numba.uint64(29))
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _count_codes(codes: Any, rows: Any, counts: Any) -> None:
-    """Histogram of the chosen rows' codes: counts (neurons, 256)."""
+def _find_equal(keys: Any, unique: Any) -> float:
+    """Mark the first of every group of equal keys; return Σ(t³ − t) over the groups."""
+    mask = 1
+    while mask < 2 * keys.shape[0]:
+        mask *= 2
+    places, counts = np.full(mask, -1, dtype=np.int32), np.zeros(keys.shape[0], dtype=np.int64)
+    mask -= 1
+    for i in range(keys.shape[0]):
+        at = numba.int64(keys[i] & numba.uint64(mask))
+        while places[at] >= 0 and keys[places[at]] != keys[i]:
+            at = (at + 1) & mask
+        unique[i] = places[at] < 0
+        if unique[i]:
+            places[at] = i
+        counts[places[at]] += 1
+    equal = 0.0
+    for i in range(keys.shape[0]):
+        equal += float(counts[i]) ** 3 - float(counts[i])
+    return equal
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _count(rows: Any, unique: Any, counts: Any) -> None:
+    """Histogram of the values: see `Sample.counts`. Places first, which are vectorised; then nothing but additions."""
+    first, again = counts[0].ravel(), counts[1].ravel()
+    places = np.empty(_TOGETHER, dtype=np.uint16)
+    for begin in range(0, rows.shape[1], _TOGETHER):
+        for i in range(rows.shape[0]):
+            row = rows[i, begin : begin + _TOGETHER]
+            for j in range(row.shape[0]):
+                bits = row[j]
+                some = numba.uint16(0 if (bits & numba.uint16(0x7FFF)) == 0 else 1)
+                places[j] = numba.uint16((bits >> numba.uint16(_SHIFT)) + some)
+            chosen, base = first if unique[i] else again, numba.uint64(begin * _STRIDE)
+            for j in range(row.shape[0]):  # unsigned: a place that might count from the end takes three times as long
+                chosen[base + numba.uint64(places[j])] += numba.uint16(1)
+                base += numba.uint64(_STRIDE)
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _count_codes(codes: Any, counts: Any) -> None:
+    """Histogram of the codes, as unsigned numbers: counts (neurons, 256 and more)."""
     flat = counts.ravel()
-    for i in rows:
-        row = codes[i]
-        for j in range(row.shape[0]):
-            flat[j * 256 + numba.int64(row[j]) + 128] += 1
+    for begin in range(0, codes.shape[1], _TOGETHER):
+        for i in range(codes.shape[0]):
+            row, base = codes[i, begin : begin + _TOGETHER], numba.uint64(begin * _CODES_STRIDE)
+            for j in range(row.shape[0]):
+                flat[base + numba.uint64(numba.uint8(row[j]))] += numba.uint16(1)
+                base += numba.uint64(_CODES_STRIDE)
 
 
 @numba.njit(nogil=True, inline="always")  # type: ignore[untyped-decorator]
@@ -128,13 +168,13 @@ def _triples(n: float) -> float:
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _densities(
-    counts: Any, repeats: Any, equal: float, centres: Any, widths: Any, rho: float, l2: float, rank: Any, share: Any
+    counts: Any, neuron: int, equal: float, centres: Any, widths: Any, rho: float, l2: float, rank: Any, share: Any
 ) -> tuple[float, float, float]:
     """Fill ∫f³ and the number of values per bin; return how much of Σ rank·Δ² and Σ share·Δ² the promises allow, and n."""
     zeros, n, energy = 0.0, 0.0, 0.0
     for b in range(centres.shape[0]):
-        minus, plus = float(counts[0, b]), float(counts[1, b])
-        share[b] = minus + plus + repeats[0, b] + repeats[1, b]
+        plus, minus = float(counts[0, neuron, b]), float(counts[0, neuron, _MINUS + b])
+        share[b] = minus + plus + float(counts[1, neuron, b]) + float(counts[1, neuron, _MINUS + b])
         n += share[b]
         if b == 0:
             zeros = share[0]
@@ -235,7 +275,7 @@ def _set_best_effort(
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _choose_all(
-    counts: Any, repeats: Any, peaks: Any, equal: float, centres: Any, widths: Any, rho: float, l2: float, scales: Any
+    counts: Any, peaks: Any, equal: float, centres: Any, widths: Any, rho: float, l2: float, scales: Any
 ) -> None:
     rank, share = np.empty(centres.shape[0]), np.empty(centres.shape[0])
     for j in range(scales.shape[0]):
@@ -243,7 +283,7 @@ def _choose_all(
         if peak == 0.0:
             scales[j, 0], scales[j, 1] = 0.0, LARGEST_CODE
             continue
-        allowed, error, values = _densities(counts[j], repeats[j], equal, centres, widths, rho, l2, rank, share)
+        allowed, error, values = _densities(counts, j, equal, centres, widths, rho, l2, rank, share)
         unit, knee_value = _quadratic(peak, rank, share, allowed, error, values, centres)
         if unit == 0.0 or not _set_quadratic(scales[j], peak, unit, knee_value):
             _set_best_effort(scales[j], peak, rank, share, allowed, error, centres)
@@ -253,7 +293,6 @@ def _choose_all(
 def _refine_all(
     found: Any,
     counts: Any,
-    repeats: Any,
     peaks: Any,
     equal: float,
     centres: Any,
@@ -261,18 +300,18 @@ def _refine_all(
     rho: float,
     l2: float,
     scales: Any,
-) -> int:
-    changed = 0
+) -> None:
     rank, share = np.empty(centres.shape[0]), np.empty(centres.shape[0])
     for j in range(scales.shape[0]):
         unit, knee = numba.float64(scales[j, 0]), numba.float64(scales[j, 1])
         if knee < 0.0 or unit == 0.0:
             continue  # best effort already, or no values
-        allowed, error, _ = _densities(counts[j], repeats[j], equal, centres, widths, rho, l2, rank, share)
-        zeros = float(found[j, 128])
-        lost = -zeros * zeros * zeros - equal
-        for k in range(256):
-            lost += _triples(float(found[j, k]))
+        allowed, error, _ = _densities(counts, j, equal, centres, widths, rho, l2, rank, share)
+        zeros, ties = numba.int64(found[j, 0]), numba.int64(0)
+        for k in range(256):  # as integers, which are vectorised
+            n = numba.int64(found[j, k])
+            ties += n * (n - 1) * (n - 2)
+        lost = float(ties - zeros * zeros * zeros) - equal
         if allowed <= 0.0 or lost <= _TOLERANCE * allowed:
             continue
         peak = numba.float64(f16bits_to_f32(peaks[j]))
@@ -281,11 +320,8 @@ def _refine_all(
             line = peak / (LARGEST_CODE**2 - (LARGEST_CODE - knee) ** 2)  # all the codes there are, with the same knee
             if line < unit and lost * line / unit <= _SLIGHTLY * allowed:
                 scales[j, 0] = line
-                changed += 1
                 continue
             # what the histogram missed, it missed everywhere
             for b in range(centres.shape[0]):
                 rank[b] /= factor
             _set_best_effort(scales[j], peak, rank, share, allowed, error, centres)
-        changed += 1
-    return changed

@@ -12,7 +12,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronlake.store.index_kernels import COMPARE, KEY, LANES, trailing_zeros
+from neuronlake.store.index_kernels import COMPARE, KEY
+from neuronlake.store.lanes import LANES, trailing_zeros
 
 SIZE = 64
 """Tokens wanted per list."""

@@ -145,7 +145,11 @@ class BlockWriter:
         table = None if self._plan is None else self._plan.files.get(layout.table_path("plan", block))
         if table is not None:
             self._indexer = BlockIndexer(self._spec, block_flags(self._root, table))
-        layers = [self._encoders.submit(self._encode_layer, site, layer, block, buffer) for site, layer in buffer.keys]
+        # The last layers first: their values are the largest as a rule, so that fewer neurons enter the tokens' lists for a
+        # while. Reversed again, since the commit lists files in the order of layers.
+        layers = [
+            self._encoders.submit(self._encode_layer, site, layer, block, buffer) for site, layer in reversed(buffer.keys)
+        ][::-1]
         known = {**provenance, "lake": self._spec.fingerprint}
         self._pending = self._committer.submit(self._commit_block, block, rows, buffer, layers, known)
         if not self._overlap_encoding:
@@ -177,15 +181,14 @@ class BlockWriter:
             if self._encoding.quantised:
                 codes = self._scratch("codes", self._encoding.codes)
                 scales.append(quantise(tile, buffer.used, codes))
-            if self._tap is not None or self._indexer is not None:
+            if self._indexer is not None:
+                self._indexer.add(site, layer, number, codes, scales[-1] if self._encoding.quantised else None)
+            if self._tap is not None:
                 stored = tile
                 if self._encoding.quantised:
                     stored = self._scratch("stored", self._encoding.stored)
                     expand(codes, scales[-1], stored)
-                if self._indexer is not None:
-                    self._indexer.add(site, layer, number, stored)
-                if self._tap is not None:
-                    self._tap(site, layer, block, number, stored)
+                self._tap(site, layer, block, number, stored)
             chunk = self._encoding.compress(codes)
             lengths.append(sum(map(len, chunk)))
             yield from chunk

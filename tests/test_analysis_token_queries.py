@@ -22,8 +22,9 @@ from neuronlake.analysis import (
 from neuronlake.analysis.weighted import find_weighted
 from neuronlake.store import open_lake
 from neuronlake.store.errors import InputError
-from neuronlake.store.index_build import EXTREMES, STRONGEST
+from neuronlake.store.index_build import EXTREMES
 from neuronlake.store.kept import INDEX
+from neuronlake.store.token_kernels import STRONGEST
 
 
 @pytest.fixture(scope="module", params=["float16", "bfloat16", "float32", "int8a"])

@@ -83,8 +83,8 @@ def test_values_equal_a_plain_forward(ewt: Lake, source: ModelSource) -> None:
             model(input_ids=torch.tensor(mine["token_id"].to_numpy()[None].astype(np.int64)), use_cache=False)
         for layer in ewt.layers:
             expected, found = captured[layer], stored[layer][mine["row"].to_numpy()]
-            # float16's rounding, and two float32 passes of different shape differ by some 1e-6 of the largest value
-            allowed = 2.0**-11 * np.abs(expected) + 2.0**-24 + 1e-5 * np.abs(expected).max(axis=1, keepdims=True)
+            # float16's rounding; float32 passes are 1e-5 to 3e-5 of the largest value from a float64 one
+            allowed = 2.0**-11 * np.abs(expected) + 2.0**-24 + 5e-5 * np.abs(expected).max(axis=1, keepdims=True)
             assert (np.abs(found - expected) <= allowed).all()
 
 
