@@ -4,7 +4,8 @@ EWT dev through SmolLM2 (the default encoding). Everybody computes on the same v
 .npy files in the page cache, ours reads the lake. They are slow or need much memory: they are given some of the layers, with
 which their time grows in proportion; what is computed from that is marked. Neither imports nor compilation count; peaks of
 memory are of whole processes, in which rows that share a library follow each other, and count files that are mapped. Answers
-are compared before a row counts. `analysis_work` and `peer_scripts/analyse_neurox.py` say how each tool is used.
+are compared before a row counts. `analysis_ours`, `analysis_others` and `peer_scripts/analyse_neurox.py` say how each tool
+is used.
 """
 
 import json
@@ -87,7 +88,7 @@ def run(
     make_environments: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Print the table.
+    """Print the table; interrupted, that of the rows measured so far.
 
     Parameters
     ----------
@@ -111,20 +112,28 @@ def run(
         for row in chosen:
             groups.setdefault(_group(row), []).append(row.function)
         answers: Answers = {}
-        for group in random.Random(seed).sample(sorted(groups), len(groups)):  # the machine's speed drifts
-            start, left = time.perf_counter(), groups[group]
-            while left:  # after one that fails, the others are tried again
-                answers |= _answers({**job, "names": left}, folder, apart)
-                left = [name for name in left if name not in answers]
-            seconds = time.perf_counter() - start
-            print(f"{group}: {', '.join(groups[group])}, {seconds:.1f} s", file=sys.stderr, flush=True)
-        result = {
-            **{name: job[name] for name in ("tokens", "labelled", "all_layers", "layers", "width", "train")},
-            "rows": [_result(row, answers, job) for row in chosen],
-        }
+        try:
+            for group in random.Random(seed).sample(sorted(groups), len(groups)):  # the machine's speed drifts
+                start, left = time.perf_counter(), groups[group]
+                while left:  # after one that fails, the others are tried again
+                    answers |= _answers({**job, "names": left}, folder, apart)
+                    left = [name for name in left if name not in answers]
+                seconds = time.perf_counter() - start
+                print(f"{group}: {', '.join(groups[group])}, {seconds:.1f} s", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print(table(_summary(chosen, answers, job)))
+            raise
+        result = _summary(chosen, answers, job)
     print(table(result))
     keep("analysis", result)
     return result
+
+
+def _summary(chosen: list[Row], answers: Answers, job: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: job[name] for name in ("tokens", "labelled", "all_layers", "layers", "width", "train")},
+        "rows": [_result(row, answers, job) for row in chosen],
+    }
 
 
 def _job(root: Path, folder: Path, peer_layers: int, seed: int) -> dict[str, Any]:
@@ -274,9 +283,10 @@ _OF_LAYERS = (MOMENTS, AUROC, PROBELESS)
 def _result(row: Row, answers: Answers, job: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of a row."""
     source = SCRIPTS / _NEUROX.script if row.function.startswith("neurox_") else None
-    settings = (getattr(analysis_work, row.function, None).__doc__ or "") if source is None else f"see {source.name}"
+    settings = (analysis_work.function(row.function).__doc__ or "") if source is None else f"see {source.name}"
     about = {"task": row.task, "tool": row.tool, "settings": " ".join(settings.split())}
-    found, ours = answers[row.function], answers.get(row.reference, {"not_run": "not chosen"})
+    missing = {"not_run": "interrupted, or not chosen"}
+    found, ours = answers.get(row.function, missing), answers.get(row.reference, missing)
     if "not_run" in found:
         return {**about, "not_run": found["not_run"]}
     figures: dict[str, Any] = {**about, "seconds": float(found["seconds"]), "peak_bytes": int(found["peak"])}

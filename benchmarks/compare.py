@@ -62,9 +62,9 @@ LAKE = "The lakes that the others read"
 PARTS = (
     # benchmark, title, seconds at most in full and quick: on two cores, half as much again as they take
     ("peers", "Extraction beside other tools", 1500, 120),
-    ("storage", "Storage", 480, 40),
+    ("storage", "Storage", 480, 60),
     ("replay", "At memory speed", 420, 35),
-    ("analysis", "Analysis", 420, 60),
+    ("analysis", "Analysis", 420, 50),
     ("growth", "Growth", 480, 45),
 )
 LAKE_S = 300

@@ -23,7 +23,7 @@ SMALL: dict[str, Small] = {
         {
             "peer_layers": 1,
             "tools": (
-                *("lake_moments", "numpy_moments", "flox_moments", "dask_moments", "lake_probeless", "lake_asked_again"),
+                *("lake_moments", "numpy_moments", "flox_moments", "dask_moments", "lake_probeless"),
                 *("lake_top", "npy_top"),
             ),
             "sentences": 60,
@@ -106,7 +106,7 @@ SMALL: dict[str, Small] = {
             "sentences": 60,
             "apart": False,
         },
-        {"layers": 2, "blocks": 8, "repeats": 1, "sentences": 120},
+        {"layers": 2, "blocks": 2, "repeats": 1, "sentences": 120, "block_rows": 8192},
     ),
     "writers": Small({"rounds": 1, "writers": (2,), "blocks": 20, "hosts": False}),
 }

@@ -1,9 +1,10 @@
 """Every format with every operation: write, scan, columns, rows, bytes, fidelity; beside copying, the disk and the codecs.
 
 Real SmolLM2 activations, float16: whole blocks of layers of the EWT dev lake, on top of each other, so that a layer is
-tall. Each format runs in a process of its own, on all cores where it can (`storage_formats` says how and why), writes from
-memory and syncs; reads are of a warm page cache but for the column that says cold; what an operation returns is compared
-with what was written before its time counts. A format that cannot be imported or fails is in the table with its error.
+tall. Each format runs in a process of its own, on all cores where it can (`storage_formats` and `storage_peers` say how and
+why), writes from memory and syncs; reads are of a warm page cache but for the column that says cold; what an operation
+returns is compared with what was written before its time counts. A format that cannot be imported or fails is in the table
+with its error.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,12 +25,13 @@ from benchmarks import storage_measure
 from benchmarks.common import ewt_lake, keep, scratch, small_lake
 from benchmarks.limits import copy_rate
 from benchmarks.peers import NotRunError, _call
-from benchmarks.storage_formats import LAKES, PEERS
+from benchmarks.storage_formats import LAKES
+from benchmarks.storage_peers import PEERS
 
-LAYERS = 4
-"""A lake is encoded by layers, on all cores: one layer would leave cores idle."""
-BLOCKS = 9
-"""Of a layer: 73,728 rows."""
+LAYERS = 10
+"""A lake is encoded by layers, on all cores, and a block's commit and index cost the same for few layers as for all."""
+BLOCKS = 4
+"""Of a layer: 32,768 rows."""
 REPEATS = 3
 VERSIONS = ("zarr", "numcodecs", "tensorstore", "blosc2", "h5py", "safetensors", "numpy")
 
@@ -44,7 +47,7 @@ def run(
     apart: bool = True,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Print the table.
+    """Print the table; interrupted, that of the formats measured so far.
 
     Parameters
     ----------
@@ -72,22 +75,34 @@ def run(
         copying = copy_rate(values)
         shape = (layers, *values[0].shape)
         del values
-        for names in jobs:
-            found |= _measured({**job, "names": names}, folder) if apart else storage_measure.main({**job, "names": names})
-            ended = {found[each].get("not_run", "done") for each in names}
-            print(f"{'; '.join(names)}: {'; '.join(ended)}", file=sys.stderr, flush=True)
-    result = {
+        try:
+            for names in jobs:
+                start, asked = time.perf_counter(), {**job, "names": names}
+                found |= _measured(asked, folder) if apart else storage_measure.main(asked)
+                ended = {found[each].get("not_run", "done") for each in names}
+                seconds = time.perf_counter() - start
+                print(f"{'; '.join(names)}: {'; '.join(ended)}, {seconds:.1f} s", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print(table(_summary(found, chosen, shape, copying)))
+            raise
+    result = _summary(found, chosen, shape, copying)
+    print(table(result))
+    keep("storage", result)
+    return result
+
+
+def _summary(
+    found: dict[str, dict[str, Any]], chosen: list[str], shape: tuple[int, int, int], copying: float
+) -> dict[str, Any]:
+    return {
         "layers": shape[0],
         "rows": shape[1],
         "neurons": shape[2],
         "order": list(found),
         "copying_GB_per_s": copying,
         "versions": {name: _version(name) for name in VERSIONS},
-        "formats": {name: _row(found[name], shape, copying) for name in chosen},
+        "formats": {name: _row(found.get(name, {"not_run": "interrupted"}), shape, copying) for name in chosen},
     }
-    print(table(result))
-    keep("storage", result)
-    return result
 
 
 def _version(name: str) -> str | None:

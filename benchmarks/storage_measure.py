@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.limits import codec_rates, decode_rate, disk_rate
-from benchmarks.storage_formats import LAKES, PEERS, Opener, Reader, Values, scan
+from benchmarks.storage_formats import LAKES, Opener, Reader, Values, scan
+from benchmarks.storage_peers import PEERS
 
 TOLERANCE = {"neuronlake int8a": 0.1, "neuronlake int8a, no index": 0.1}
 """‖read − written‖ / ‖written‖ of what an operation returns; 0 for all others."""
