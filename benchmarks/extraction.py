@@ -35,7 +35,7 @@ def run(blocks: int = BLOCKS, block_rows: int = BLOCK_ROWS) -> dict[str, float]:
 
     source = resolve_model(smollm2())
     plain = AutoModel.from_pretrained(source.folder, dtype=torch.float32).eval()
-    model = Model.load(source, device="cpu", dtype="float32")
+    model = Model.load(source, device="cpu", dtype="float32", packed=True)
     engine = TransformersEngine(model, batch_tokens=BATCH_TOKENS)
     with scratch() as folder:
         root = Path(folder) / "a.lake"

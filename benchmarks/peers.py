@@ -149,7 +149,10 @@ def run(
     chosen = [tool for tool in TOOLS if tools is None or tool.name in tools]
     random.Random(seed).shuffle(chosen)
     bare: list[dict[str, Any]] = []
-    rows = {tool.name: {"not_run": "interrupted", "note": tool.note} for tool in chosen}
+    rows = {
+        tool.name: {"not_run": "interrupted" if tool in chosen else "left out of this form", "note": tool.note}
+        for tool in (*chosen, *(tool for tool in TOOLS if tool not in chosen))
+    }
     try:
         pythons = {tool.name: _try(_python, tool, make_environments) for tool in chosen}
         with scratch() as folder:

@@ -29,7 +29,15 @@ SMALL: dict[str, Small] = {
             "sentences": 60,
             "apart": False,
         },
-        {"peer_layers": 1, "sentences": 120, "make_environments": False},
+        {
+            "peer_layers": 1,
+            "tools": (
+                *("lake_moments", "numpy_moments", "flox_moments", "dask_moments", "lake_auroc", "scipy_auroc"),
+                *("lake_probeless", "neurox_probeless", "lake_logistic", "sklearn_logistic", "lake_top", "npy_top"),
+            ),
+            "sentences": 120,
+            "make_environments": False,
+        },
     ),
     "encodings": Small({"share": 0.01, "step": 96, "layers": (0,), "names": ("int8a",)}),
     "explorer": Small({"sentences": 60, "pages": 3}),
@@ -63,7 +71,14 @@ SMALL: dict[str, Small] = {
     "objects": Small({"objects": 4, "small": 8, "repeats": 1, "rounds": 1, "seeds": 1}),
     "peers": Small(
         {"sentences": 12, "tools": ("neuronlake, int8a",), "bare_tokens": 100, "block_rows": 512},
-        {"sentences": 60, "bare_tokens": 1000, "block_rows": 1024, "make_environments": False, "bare_between": False},
+        {
+            "sentences": 60,
+            "tools": ("hooks + memory map", "neuronlake, int8a", "TransformerLens", "nnsight"),
+            "bare_tokens": 1000,
+            "block_rows": 1024,
+            "make_environments": False,
+            "bare_between": False,
+        },
     ),
     "planted": Small(
         {
@@ -106,7 +121,17 @@ SMALL: dict[str, Small] = {
             "sentences": 60,
             "apart": False,
         },
-        {"layers": 2, "blocks": 2, "repeats": 1, "sentences": 120, "block_rows": 8192},
+        {
+            "layers": 2,
+            "blocks": 2,
+            "repeats": 1,
+            "formats": (
+                *("neuronlake int8a", "neuronlake float16", "zarr-python, its defaults", "blosc2, its defaults"),
+                *("h5py, a data set per layer", "npy, memory map"),
+            ),
+            "sentences": 120,
+            "block_rows": 8192,
+        },
     ),
     "writers": Small({"rounds": 1, "writers": (2,), "blocks": 20, "hosts": False}),
 }

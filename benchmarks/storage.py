@@ -101,7 +101,12 @@ def _summary(
         "order": list(found),
         "copying_GB_per_s": copying,
         "versions": {name: _version(name) for name in VERSIONS},
-        "formats": {name: _row(found.get(name, {"not_run": "interrupted"}), shape, copying) for name in chosen},
+        "formats": {
+            name: _row(
+                found.get(name, {"not_run": "interrupted" if name in chosen else "left out of this form"}), shape, copying
+            )
+            for name in (*LAKES, *PEERS)
+        },
     }
 
 

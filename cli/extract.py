@@ -124,6 +124,12 @@ def add_commands(commands: Any) -> None:
         help="largest padded forward pass (default: 512 on a CPU, 16384 on a GPU)",
     )
     run.add_argument(
+        "--plain-kernels",
+        action="store_true",
+        help="on a CPU, compute as transformers alone does, to the bit (by default linear layers are faster and differ by "
+        "float32's rounding)",
+    )
+    run.add_argument(
         "--stats",
         metavar="LABEL",
         help="label whose statistics and top tokens are gathered on the way, so that `rank` and `top --where LABEL=TAG` are "
@@ -220,6 +226,7 @@ def _extract(options: argparse.Namespace) -> int:
         module=options.module,
         backend=options.backend,
         tensor_parallel=options.tensor_parallel,
+        plain_kernels=options.plain_kernels,
     )
     with ExtractProgress(messages(), unit="frame" if options.audio else "token") as progress, ExitStack() as stack:
         cluster = None

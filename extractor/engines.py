@@ -32,6 +32,7 @@ def open_engine(
         trust_remote_code=settings.trust_remote_code,
         sites=spec.sites,
         module=settings.module,
+        packed=not settings.plain_kernels,
     )
     return TransformersEngine(model, batch_tokens=settings.batch_tokens or BATCH_TOKENS[model.device.type], batches=batches)
 

@@ -115,6 +115,10 @@ def context_length(model: Any, config: Any) -> int:
     return longest
 
 
+PACKED = "oneDNN, weights laid out once"
+"""In a block's provenance, as ``linear``: see `pack_linear_layers`."""
+
+
 class Model:
     """A loaded model, without its language-model head, in evaluation mode on one device."""
 
@@ -148,6 +152,7 @@ class Model:
         trust_remote_code: bool = False,
         sites: Sequence[str] | None = None,
         module: str | None = None,
+        packed: bool = False,
     ) -> "Model":
         """Load the weights. Of an encoder–decoder only the encoder is kept.
 
@@ -161,6 +166,8 @@ class Model:
             What to hand over, see `neuronlake.extractor.sites`; by default the neurons, and the routing to experts.
         module
             Name of the MLP's output projection with ``{layer}``, for a family that is not known.
+        packed
+            On a CPU, let float32 linear layers compute faster and with other last bits, see `pack_linear_layers`.
 
         Raises
         ------
@@ -191,7 +198,7 @@ class Model:
             )
         loaded = cls(neurons, sites=sites, causal=is_causal(model.config), device=device, threads=torch.get_num_threads())
         loaded._rope_boundary = rope_boundary(model.config)
-        loaded._packed = loaded.device.type == "cpu" and pack_linear_layers(loaded.module)
+        loaded._packed = packed and loaded.device.type == "cpu" and pack_linear_layers(loaded.module)
         if loaded.module.main_input_name == "input_ids" and (module is not None or not loaded.causal):
             loaded.pads = loaded._try_padding()
         return loaded
@@ -248,7 +255,7 @@ class Model:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "attention": self.module.config._attn_implementation,
-            "linear": "oneDNN, packed" if self._packed else "torch",
+            "linear": PACKED if self._packed else "torch",
         }
 
     def capture(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from neuronlake.extractor.capture import MakeBatches, TransformersEngine, text_batches
 from neuronlake.extractor.corpora.audio import AudioCorpus
 from neuronlake.extractor.engines import extract_block
-from neuronlake.extractor.model import Model, choose_device
+from neuronlake.extractor.model import PACKED, Model, choose_device
 from neuronlake.extractor.reading import SpeechReader
 from neuronlake.extractor.source import ModelSource
 from neuronlake.extractor.speech import FrontEnd
@@ -158,22 +158,23 @@ def recompute(
     for commit in commits:
         _check(stored, commit)
     batches = _batches(stored, source, audio, trust_remote_code)
-    models: dict[str, Model] = {}
+    models: dict[tuple[str, bool], Model] = {}
     audits = []
     for number, commit in enumerate(commits, 1):
-        kind = _device(device, commit.provenance)
-        if kind not in models:
+        where, packed = _device(device, commit.provenance), commit.provenance.get("linear") == PACKED
+        if (where, packed) not in models:
             say(f"loading {source.name}")
-            models[kind] = Model.load(
+            models[where, packed] = Model.load(
                 source,
-                device=kind,
+                device=where,
                 dtype=stored.spec.capture["dtype"],
                 trust_remote_code=trust_remote_code,
                 sites=stored.sites,
                 module=stored.spec.capture.get("module"),
+                packed=packed,
             )
         say(f"computing block {commit.block} again ({number} of {len(commits)})")
-        audits.append(_audit(stored, commit, models[kind], batches))
+        audits.append(_audit(stored, commit, models[where, packed], batches))
     return AuditReport(lake=stored.path, seed=seed, blocks=tuple(audits))
 
 

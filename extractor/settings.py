@@ -48,6 +48,8 @@ class ExtractSettings:
     """Engine of the forward passes: ``transformers`` or ``vllm``."""
     tensor_parallel: int = 1
     """GPUs (or sets of cores) over which vLLM splits every layer."""
+    plain_kernels: bool = False
+    """On a CPU, compute as transformers alone does, to the bit; by default linear layers are faster, see `packed_linear`."""
 
     def __post_init__(self) -> None:
         get_encoding(self.encoding)
@@ -55,6 +57,8 @@ class ExtractSettings:
             raise InputError(f"unknown backend {self.backend!r}: known are {', '.join(BACKENDS)}")
         if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.backend != "vllm"):
             raise InputError(f"tensor_parallel must be 1, or more with backend vllm, got {self.tensor_parallel}")
+        if self.plain_kernels and self.backend != "transformers":
+            raise InputError(f"plain_kernels is for backend transformers, got {self.backend}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, got {self.batch_tokens}")
         if self.blocks is not None and not 0 <= self.blocks[0] < self.blocks[1]:

@@ -107,6 +107,7 @@ def tokens_per_second(
         trust_remote_code=trust_remote_code,
         sites=spec.sites,
         module=module,
+        packed=True,
     )
     if loaded.module.main_input_name != "input_ids":
         raise InputError(f"{model} does not read tokens: give --tokens-per-second instead of --measure")
