@@ -205,26 +205,31 @@ def fidelity_table() -> str:
 
 def peers_table() -> str:
     """Return measured comparisons with other ways of doing the same, from the benchmarks' records."""
-    ingest, read = (_record("storage")["int8a"][name] for name in ("ingest", "read"))
-    peers = _record("statistics")["peers"]
-    speed = _record("extraction")["of_bare"]
+    speed, tools = _record("extraction")["of_bare"], _record("peers")["tools"]
     rows = [
-        ("writing activations (int8a)", "h5py as NeuroX writes", f"{ingest['ingest_over_h5py']:.1f} ×"),
-        ("writing activations (int8a)", "zarr-python's defaults", f"{ingest['ingest_over_zarr_defaults']:.1f} ×"),
-        ("reading a layer of a million rows", "zarr-python, same files", f"{read['scan_over_zarr']:.1f} ×"),
-        ("reading a layer of a million rows", "tensorstore, same files", f"{read['scan_over_tensorstore']:.1f} ×"),
-        ("reading one neuron of it", "tensorstore, same files", f"{read['tensorstore_column_over_ours']:.1f} ×"),
-        ("basic statistics of 17 tags, three layers", "xarray.groupby with flox, sums only", _times(peers, "xarray")),
-        ("basic statistics of 17 tags, three layers", "dask.array, a tag at a time", _times(peers, "dask")),
         ("extraction, indexed and committed", "the bare forward pass of the same batches", f"{speed['neuronlake']:.2f} ×"),
         ("hooks and a float16 memory map, without neuronlake", "the same forward pass", f"{speed['hooks']:.2f} ×"),
-    ]  # fmt: skip
+        *(
+            ("extraction of all layers to disk", name, _of(tools["neuronlake, int8a"], tools[name], "of_bare"))
+            for name in ("TransformerLens", "nnsight")
+        ),
+    ]
+    formats = _record("storage")["formats"]
+    rows += [
+        (what, peer, _of(formats["neuronlake int8a"], formats[peer], key))
+        for what, key in (("writing activations (int8a, indexed)", "write"), ("scanning them", "scan"))
+        for peer in ("zarr-python, its defaults", "h5py, a data set per sentence (NeuroX)", "npy, memory map")
+    ]
+    found = {(row["task"], row["tool"]): row for row in _record("analysis")["rows"]}
+    for task, tool in found:
+        if "all_layers_seconds" in found[task, tool] and not tool.startswith("neuronlake"):
+            ours = next(row for (of, name), row in found.items() if of == task and name.startswith("neuronlake"))
+            rows.append((task, tool, _of(found[task, tool], ours, "all_layers_seconds")))
     return _table(("what", "against", "speed"), rows)
 
 
-def _times(peers: dict[str, Any], beginning: str) -> str:
-    (found,) = (peer for name, peer in peers.items() if name.startswith(beginning))
-    return f"{found['basic_faster']:.0f} ×"
+def _of(one: dict[str, Any], other: dict[str, Any], key: str) -> str:
+    return f"{one[key] / other[key]:.2g} ×" if key in one and key in other else "not run"
 
 
 PAGES: dict[str, Callable[[], str]] = {
