@@ -61,11 +61,11 @@ for encoding in ("int8a", "float16"):
 LAKE = "The lakes that the others read"
 PARTS = (
     # benchmark, title, seconds at most in full and quick: on two cores, half as much again as they take
-    ("peers", "Extraction beside other tools", 1500, 120),
+    ("peers", "Extraction beside other tools", 1500, 110),
     ("storage", "Storage", 480, 60),
-    ("replay", "At memory speed", 420, 35),
+    ("replay", "At memory speed", 420, 40),
     ("analysis", "Analysis", 420, 50),
-    ("growth", "Growth", 480, 45),
+    ("growth", "Growth", 480, 40),
 )
 LAKE_S = 300
 
