@@ -149,10 +149,8 @@ def run(
     chosen = [tool for tool in TOOLS if tools is None or tool.name in tools]
     random.Random(seed).shuffle(chosen)
     bare: list[dict[str, Any]] = []
-    rows = {
-        tool.name: {"not_run": "interrupted" if tool in chosen else "left out of this form", "note": tool.note}
-        for tool in (*chosen, *(tool for tool in TOOLS if tool not in chosen))
-    }
+    left_out = {tool.name: {"not_run": "left out of this form", "note": tool.note} for tool in TOOLS}
+    rows = left_out | {tool.name: {"not_run": "interrupted", "note": tool.note} for tool in chosen}
     try:
         pythons = {tool.name: _try(_python, tool, make_environments) for tool in chosen}
         with scratch() as folder:
@@ -179,7 +177,13 @@ def run(
         if bare:
             print(table(bare, rows))
         raise
-    result = {"sentences": sentences, "tokens": work.tokens, "order": list(rows), "bare": bare, "tools": rows}
+    result = {
+        "sentences": sentences,
+        "tokens": work.tokens,
+        "order": [tool.name for tool in chosen],
+        "bare": bare,
+        "tools": rows,
+    }
     print(table(bare, rows))
     result["against_best_peer"] = against_best_peer(rows)
     keep("peers", result)
