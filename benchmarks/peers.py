@@ -177,13 +177,8 @@ def run(
         if bare:
             print(table(bare, rows))
         raise
-    result = {
-        "sentences": sentences,
-        "tokens": work.tokens,
-        "order": [tool.name for tool in chosen],
-        "bare": bare,
-        "tools": rows,
-    }
+    order = [tool.name for tool in chosen]
+    result = {"sentences": sentences, "tokens": work.tokens, "order": order, "bare": bare, "tools": rows}
     print(table(bare, rows))
     result["against_best_peer"] = against_best_peer(rows)
     keep("peers", result)
