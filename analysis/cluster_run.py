@@ -177,9 +177,7 @@ class Run:
         """Results of pieces that have ended; those whose worker is lost before it hands them over are done again."""
         try:
             return self._client.gather(ended)  # type: ignore[no-any-return]
-        except CancelledError:
-            raise
-        except Exception:
+        except Exception:  # raised again in any case
             failed = [future for future in ended if future.status == "error"]
             if not failed:
                 raise

@@ -141,8 +141,7 @@ def run(
     make_environments
         Make those that are missing (some gigabytes, some minutes), or leave their tools out of the run.
     bare_between
-        Run the bare forward passes between any two tools, or only before the first and after the last: all ratios are to the
-        mean of these two then, and a machine whose speed drifts is in them.
+        Run the bare forward passes between any two tools, or only first and last, for all ratios.
     seed
         Of the order.
     """

@@ -51,7 +51,7 @@ class Sample:
     def __init__(self, tile: NDArray[np.uint16], rows: int):
         step = max(1, rows // _SAMPLE_ROWS)
         neurons = tile.shape[1]
-        # side by side, since they are read more than once: a row in four, left where it is, is a cache miss each
+        # side by side, since they are read more than once: a row in eight, left where it is, is a cache miss each
         self.rows = np.empty((-(-rows // step), neurons), dtype=np.uint16)
         self.peaks = np.zeros(neurons, dtype=np.uint16)
         _take(tile, rows, step, self.rows, self.peaks)
